@@ -1,0 +1,1 @@
+"""The live process: configuration, engine, pipeline, publisher and client."""

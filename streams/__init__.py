@@ -1,0 +1,1 @@
+"""Time, media and data: sources, clocks, audio-visual synchronisation, clips and data sets."""

@@ -1,0 +1,85 @@
+"""What a source of video and sound promises, and the events it gives.
+
+A source is opened as a context manager and iterated once. It gives events in the order in which the
+medium holds them; the end of the iteration is the end of the stream. Time and media are its business
+alone: it never waits for a consumer and never drops (see `mailbox` for both).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from .clips import AudioChunk, VideoFrame
+
+SourceKind = Literal["file", "live"]
+
+
+class MediaError(Exception):
+    """Media that cannot be opened or read: what came, what is allowed, what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discontinuity:
+    """The timeline broke: ``epoch`` begins here. ``reason`` says why, in words."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AudioEnded:
+    """No more sound will come in this epoch, though pictures may."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something was lost or repaired (a corrupt packet, a missing timestamp) and the stream goes on.
+
+    ``kind`` is a short stable name (``corrupt_packet``, ``no_pts``, ``repeated_pts``, ``truncated``); ``detail`` is
+    for people; ``count`` is how often this kind has happened in the stream so far.
+    """
+
+    kind: str
+    detail: str
+    count: int
+
+
+SourceEvent = VideoFrame | AudioChunk | Discontinuity | AudioEnded | Trouble
+
+
+class Source(Protocol):
+    """A stream of video and sound.
+
+    Attributes:
+        stream: name of the stream.
+        kind: ``file`` sources may be read slower than real time, ``live`` ones may not.
+        has_audio: whether a sound track exists; a stream without one is not a failure.
+        source_size_px: (width, height) of the upright picture.
+        fps: nominal frames a second, for display and pacing only, or None where unknown.
+        duration_ns: length, or None where unknown.
+    """
+
+    stream: str
+    kind: SourceKind
+    has_audio: bool
+    source_size_px: tuple[int, int]
+    fps: float | None
+    duration_ns: int | None
+
+    def __iter__(self) -> Iterator[SourceEvent]: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
