@@ -1,8 +1,8 @@
 """The values that travel: frames, windows of sound, samples and clips.
 
-Time is ``int`` nanoseconds on one timeline per stream (``pts_ns``, its origin the earliest picture or
-sound of the stream); rationals stay at the decoder's edge. ``epoch`` counts the discontinuities of a
-stream (a reconnect, a jump of the timestamps): nothing joins two epochs.
+Time is ``int`` nanoseconds on one timeline per stream (``pts_ns``, its origin the earliest picture
+or sound of the stream); rationals stay at the decoder's edge. ``epoch`` counts the discontinuities
+of a stream (a reconnect, a jump of the timestamps): nothing joins two epochs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 AudioState = Literal["ok", "late", "gap", "absent"]
-"""``ok`` all of the window was heard; ``late`` its end had not arrived; ``gap`` part of it was lost;
-``absent`` the stream has no sound."""
+"""``ok`` all of the window was heard; ``late`` its end had not arrived; ``gap`` part of it was
+lost; ``absent`` the stream has no sound."""
 
 NS_PER_S = 1_000_000_000
 
@@ -44,7 +44,7 @@ class VideoFrame:
         epoch: discontinuities before this frame.
         index: frames of the stream before this one, over all epochs.
         source_size_px: (width, height) of the upright picture before scaling.
-        full: uint8 (H0, W0, 3), the upright picture unscaled, where the source was asked to keep it.
+        full: uint8 (H0, W0, 3), the upright picture unscaled, where the source was told to keep it.
     """
 
     image: NDArray[np.uint8]

@@ -1,8 +1,8 @@
 """What a source of video and sound promises, and the events it gives.
 
-A source is opened as a context manager and iterated once. It gives events in the order in which the
-medium holds them; the end of the iteration is the end of the stream. Time and media are its business
-alone: it never waits for a consumer and never drops (see `mailbox` for both).
+A source is opened as a context manager and iterated once. It gives events in the order in which
+the medium holds them; the end of the iteration is the end of the stream. Time and media are its
+business alone: it never waits for a consumer and never drops (see `mailbox` for both).
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ class AudioEnded:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Something was lost or repaired (a corrupt packet, a missing timestamp) and the stream goes on.
+    """Something was lost or repaired, and the stream goes on.
 
-    ``kind`` is a short stable name (``corrupt_packet``, ``no_pts``, ``repeated_pts``, ``truncated``); ``detail`` is
-    for people; ``count`` is how often this kind has happened in the stream so far.
+    ``kind`` is a short stable name (``corrupt_packet``, ``no_pts``, ``repeated_pts``,
+    ``truncated``); ``detail`` is for people; ``count`` is how often this kind has happened in the
+    stream so far.
     """
 
     kind: str
@@ -73,7 +74,9 @@ class Source(Protocol):
 
     def __iter__(self) -> Iterator[SourceEvent]: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the medium; closing twice is harmless."""
+        ...
 
     def __enter__(self) -> Self: ...
 
