@@ -1,0 +1,292 @@
+"""What a run is told: sections with bounds, read strictly, wrong lines named.
+
+Precedence: defaults here < the YAML file < ``ATLASD_SECTION__KEY`` < ``--set section.key=value``.
+Unknown keys are refused wherever they come from. Each error names its place (a line of the file,
+a variable, an option), what stands there and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ENV_PREFIX = "ATLASD_"
+DEFAULT_FILE = Path("config.yaml")
+SAMPLE_URI = "sample"
+
+StreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class ConfigError(Exception):
+    """A configuration that is refused: every fault with its place, one a line."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SourceConfig(_Section):
+    """What is watched and listened to."""
+
+    uri: str = Field(SAMPLE_URI, min_length=1)
+    """A media file, a folder of frames with a sound, or `sample`: a clip composed on the spot."""
+    stream: StreamName = "main"
+    """Name of the stream: the part of every topic after the slash."""
+    pace: Literal["real", "free"] = "real"
+    """Files: `real` gives each frame when it is due, `free` as fast as it is consumed."""
+    policy: Literal["auto", "wait", "live"] = "auto"
+    """`wait`: every frame, in order; `live`: the freshest; `auto`: wait for files, live otherwise."""
+    folder_fps: float = Field(25.0, gt=0, le=1000)
+    """Frames a second of a folder of frames without timestamps."""
+
+
+class ModelConfig(_Section):
+    """Which network, with which weights, on what."""
+
+    preset: str = Field("atlas-lite", min_length=1)
+    """`atlas-lite` (shipped weights, real time on two cores) or `atlas` (the paper's)."""
+    weights: Path | None = None
+    """A checkpoint of the preset; none: the shipped or published one."""
+    backbone_weights: Path | None = None
+    """The visual backbone's pretrained weights, where they cannot be fetched."""
+    audio_weights: Path | None = None
+    """The audio encoder's pretrained weights (Cnn14), where they cannot be fetched."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`auto` takes the first CUDA device, else the CPU."""
+    threads: int = Field(0, ge=0, le=1024)
+    """CPU threads of the network; 0: chosen by the machine."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: fp32 on a CPU, bf16 or fp16 autocast on CUDA."""
+    batch: int = Field(1, ge=1, le=64)
+    """Samples in one forward pass; more than one only where the policy is `wait`."""
+
+
+class SyncConfig(_Section):
+    """Which sound belongs to a frame."""
+
+    anchor: Literal["end", "center"] = "end"
+    """Where the frame lies in its window; `end` needs no sound from the future."""
+    lag_ms: float = Field(0.0, ge=-2000, le=2000)
+    """Shifts the window later: corrects a known offset between picture and sound."""
+    audio_wait_ms: float = Field(80.0, ge=0, le=5000)
+    """Live: how long a frame waits for the end of its window before it goes on as `late`."""
+
+
+class QueueConfig(_Section):
+    """What lies between capture and network."""
+
+    capacity: int = Field(32, ge=1, le=4096)
+    """Samples that may wait; at the limit `wait` holds the source, `live` drops the oldest."""
+    max_age_ms: float = Field(500.0, gt=0, le=60_000)
+    """Live: a sample older than this is dropped, and counted."""
+
+
+class PublishConfig(_Section):
+    """The bus."""
+
+    endpoint: str = Field("tcp://127.0.0.1:5557", pattern=r"^(tcp|ipc)://.+")
+    """Where subscribers connect; loopback or ipc unless `insecure`."""
+    insecure: bool = False
+    """Allow an address that other machines reach, without encryption."""
+    encoding: Literal["bits", "bits+zstd", "rle", "prob8"] = "bits+zstd"
+    """How masks travel; see docs/protocol.md."""
+    threshold: float = Field(0.5, gt=0, lt=1)
+    """A pixel belongs to the mask where its probability is above this."""
+    wait_for_subscriber_s: float = Field(10.0, ge=0, le=3600)
+    """Policy `wait`: how long the first frame is held for a first subscriber."""
+    send_timeout_s: float = Field(5.0, gt=0, le=600)
+    """Policy `wait`: how long a subscriber that does not read may hold the bus."""
+    status_interval_s: float = Field(1.0, gt=0, le=60)
+    """Seconds between two status messages."""
+    hello_interval_s: float = Field(2.0, gt=0, le=60)
+    """Seconds between two hello messages."""
+
+
+class RunConfig(_Section):
+    """The run itself."""
+
+    out: Path | None = None
+    """A folder for the resolved configuration and the summary; none: nothing is written."""
+
+
+class Config(_Section):
+    """All that `atlasd run` and `atlasd segment` are told."""
+
+    source: SourceConfig = SourceConfig()
+    model: ModelConfig = ModelConfig()
+    sync: SyncConfig = SyncConfig()
+    queue: QueueConfig = QueueConfig()
+    publish: PublishConfig = PublishConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.model.batch > 1 and self.source.policy == "live":
+            raise ValueError(
+                f"model.batch is {self.model.batch} and source.policy is live: a live stream is"
+                " answered frame by frame; set model.batch to 1 or source.policy to wait"
+            )
+        if self.model.batch > self.queue.capacity:
+            raise ValueError(
+                f"model.batch is {self.model.batch} but queue.capacity only {self.queue.capacity};"
+                " a batch must fit into the queue"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Values from one place, and for each key path where it stands."""
+
+    values: dict[str, Any]
+    places: dict[tuple[str, ...], str]
+
+
+def load_config(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    overrides: Sequence[str] = (),
+) -> Config:
+    """Read, merge and check.
+
+    Args:
+        path: the YAML file; None reads no file.
+        environ: variables, of which those named ``ATLASD_SECTION__KEY`` count.
+        overrides: ``section.key=value``, each value read as YAML.
+
+    Raises:
+        ConfigError: an unreadable file, bad YAML, an unknown or repeated key, a wrong type or
+            bound; all faults found are told at once.
+    """
+    layers = [_file_layer(path)] if path is not None else []
+    layers += [_environ_layer(environ or {}), _override_layer(overrides)]
+    merged: dict[str, Any] = {}
+    places: dict[tuple[str, ...], str] = {}
+    for layer in layers:
+        _merge(merged, layer.values)
+        places |= layer.places
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_faults(error, places))) from None
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as commented YAML that `load_config` reads back equal."""
+    lines = ["# Each value can also be set by ATLASD_SECTION__KEY or --set section.key=value."]
+    values = config.model_dump(mode="json")
+    for name in Config.model_fields:
+        section: _Section = getattr(config, name)
+        lines += ["", f"# {section.__doc__}", f"{name}:"]
+        for key, field in type(section).model_fields.items():
+            text = yaml.safe_dump(values[name][key], allow_unicode=True).removesuffix("...\n")
+            lines += [f"  # {field.description}", f"  {key}: {text.strip()}"]
+    return "\n".join(lines) + "\n"
+
+
+def _file_layer(path: Path) -> _Layer:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file; give --config an existing file, or leave it out for defaults"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if root is None:
+        return _Layer({}, {})
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{path}: holds a {root.tag.rsplit(':', 1)[-1]}; it must map sections")
+    places: dict[tuple[str, ...], str] = {}
+    for key, node in _walk(root):
+        if key in places:
+            raise ConfigError(
+                f"{path}:{node.start_mark.line + 1}: {'.'.join(key)} stands twice (first at"
+                f" {places[key]}); keep one"
+            )
+        places[key] = f"{path}:{node.start_mark.line + 1}"
+    return _Layer(yaml.safe_load(text), places)
+
+
+def _walk(
+    node: yaml.MappingNode, prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], yaml.Node]]:
+    """All keys below a mapping, as paths, each with the node of its key."""
+    for key_node, value_node in node.value:
+        key = (*prefix, str(key_node.value))
+        yield key, key_node
+        if isinstance(value_node, yaml.MappingNode):
+            yield from _walk(value_node, key)
+
+
+def _environ_layer(environ: Mapping[str, str]) -> _Layer:
+    values: dict[str, Any] = {}
+    places: dict[tuple[str, ...], str] = {}
+    for name in sorted(environ):
+        section, separator, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
+        if not name.startswith(ENV_PREFIX) or not separator:
+            continue
+        values.setdefault(section, {})[key] = _scalar(environ[name], name)
+        places[(section, key)] = name
+    return _Layer(values, places)
+
+
+def _override_layer(overrides: Sequence[str]) -> _Layer:
+    values: dict[str, Any] = {}
+    places: dict[tuple[str, ...], str] = {}
+    for override in overrides:
+        match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", override, flags=re.DOTALL)
+        if match is None:
+            raise ConfigError(
+                f"--set {override}: must read section.key=value, as in --set model.threads=2"
+            )
+        section, key, text = match.groups()
+        values.setdefault(section, {})[key] = _scalar(text, f"--set {section}.{key}")
+        places[(section, key)] = f"--set {override}"
+    return _Layer(values, places)
+
+
+def _scalar(text: str, place: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{place}: {text!r} is not a YAML value; quote it") from None
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _faults(error: ValidationError, places: Mapping[tuple[str, ...], str]) -> Iterator[str]:
+    for fault in error.errors():
+        key = tuple(str(part) for part in fault["loc"])
+        name = ".".join(key) or "configuration"
+        place = places.get(key) or places.get(key[:1]) or "defaults"
+        if fault["type"] == "extra_forbidden":
+            yield f"{place}: {name} is not known here; known: {', '.join(_known(key[:-1]))}"
+        else:
+            yield f"{place}: {name}: {fault['msg']}; got {fault['input']!r}"
+
+
+def _known(section: tuple[str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in section:
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)
