@@ -7,6 +7,7 @@ a variable, an option), what stands there and what is allowed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,8 +187,8 @@ def dump_config(config: Config) -> str:
         section: _Section = getattr(config, name)
         lines += ["", f"# {section.__doc__}", f"{name}:"]
         for key, field in type(section).model_fields.items():
-            text = yaml.safe_dump(values[name][key], allow_unicode=True).removesuffix("...\n")
-            lines += [f"  # {field.description}", f"  {key}: {text.strip()}"]
+            line = yaml.safe_dump({key: values[name][key]}, width=math.inf).rstrip("\n")
+            lines += [f"  # {field.description}", f"  {line}"]
     return "\n".join(lines) + "\n"
 
 
