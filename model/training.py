@@ -1,0 +1,373 @@
+"""The one training loop.
+
+`Trainer` makes optimizer steps from batches and can be saved and restored between any two of them
+so exactly that an interrupted run ends with the same bits as an uninterrupted one (same machine,
+same thread count). `fit` drives it over epochs, lets validation select what is kept, and leaves
+its state behind after every epoch.
+
+The loop owns no data and no loss: a feed gives the batches of an epoch, a function turns a batch
+into named scalars of which ``loss`` is differentiated. A feed must give the same batches for the
+same epoch and first step; that, with the saved state of torch's random numbers, is what makes
+resuming exact.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+"""What a feed gives and a loss reads, by name."""
+
+LossFunction = Callable[[Batch], Mapping[str, Tensor]]
+"""Scalars of a batch by name; ``loss`` is the one that is differentiated."""
+
+Feed = Callable[[int, int], Iterable[Batch]]
+"""``feed(epoch, first_step)``: the batches of an epoch (from 0) from a step (from 0) on."""
+
+STATE_FORMAT = 1
+
+
+class TrainingError(Exception):
+    """Training cannot go on: what happened, where its evidence lies, what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to optimise. The defaults are the paper's.
+
+    Attributes:
+        epochs: passes over the feed.
+        lr: AdamW's learning rate after warm-up.
+        weight_decay: AdamW's.
+        warmup_steps: steps over which the rate grows linearly from zero.
+        final_lr: the rate at the last step as a share of ``lr``, reached along a cosine; 1.0
+            keeps it constant.
+        clip_norm: largest norm of the whole gradient; 0 leaves it as it is.
+        average: decay per step of the moving average of the weights that is validated and kept
+            instead of the weights themselves; 0 turns it off.
+        bfloat16: run the forward pass under bfloat16 autocast.
+    """
+
+    epochs: int = 30
+    lr: float = 1e-3
+    weight_decay: float = 5e-4
+    warmup_steps: int = 0
+    final_lr: float = 1.0
+    clip_norm: float = 0.0
+    average: float = 0.0
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "epochs": self.epochs >= 1,
+            "lr": self.lr > 0,
+            "weight_decay": self.weight_decay >= 0,
+            "warmup_steps": self.warmup_steps >= 0,
+            "final_lr": 0 <= self.final_lr <= 1,
+            "clip_norm": self.clip_norm >= 0,
+            "average": 0 <= self.average < 1,
+        }
+        for name, ok in bounds.items():
+            if not ok:
+                raise ValueError(f"{name} is {getattr(self, name)}, which is out of its bounds")
+
+    def rate(self, step: int, total_steps: int) -> float:
+        """The learning rate of a step, counted from 0 over the whole run."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        span = max(1, total_steps - self.warmup_steps)
+        done = min(1.0, (step - self.warmup_steps) / span)
+        share = self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+        return self.lr * share
+
+
+class Trainer:
+    """AdamW on the trainable parameters of a network, one batch at a time.
+
+    Attributes:
+        network: what is trained; only parameters with ``requires_grad`` move.
+        settings: how.
+        steps_per_epoch: batches of a whole epoch.
+        epoch: the epoch of the next step, from 0.
+        step_in_epoch: the next step in it, from 0.
+        best: the best validation score so far, minus infinity before the first.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: LossFunction,
+        settings: Settings,
+        steps_per_epoch: int,
+        folder: Path | None = None,
+    ) -> None:
+        """Args: ``folder`` receives the batch on which training broke, if it does."""
+        if steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch is {steps_per_epoch}; it must be at least 1")
+        self.network = network
+        self.settings = settings
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch = 0
+        self.step_in_epoch = 0
+        self.best = -math.inf
+        self._loss = loss
+        self._folder = folder
+        self._params = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        if not self._params:
+            raise ValueError("the network has no trainable parameter")
+        self._device = next(iter(self._params.values())).device
+        self._optimizer = torch.optim.AdamW(
+            self._params.values(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        self._average = (
+            {n: p.detach().clone() for n, p in self._params.items()} if settings.average else {}
+        )
+
+    @property
+    def step_count(self) -> int:
+        """Steps made so far."""
+        return self.epoch * self.steps_per_epoch + self.step_in_epoch
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epoch >= self.settings.epochs
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Learn one batch.
+
+        Returns:
+            The loss's scalars, ``grad_norm`` (before clipping) and ``lr``.
+
+        Raises:
+            TrainingError: if the loss or a gradient is not finite. The weights are as they were
+                before the batch, and the batch is saved where a folder was given.
+        """
+        rate = self.settings.rate(self.step_count, self.settings.epochs * self.steps_per_epoch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        batch = {name: value.to(self._device) for name, value in batch.items()}
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(
+            self._device.type, dtype=torch.bfloat16, enabled=self.settings.bfloat16
+        ):
+            terms = self._loss(batch)
+        scalars = {name: float(value.detach()) for name, value in terms.items()}
+        if not math.isfinite(scalars["loss"]):
+            raise self._broken("the loss is not finite", batch, scalars)
+        terms["loss"].backward()
+        limit = self.settings.clip_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self._params.values(), limit))
+        scalars |= {"grad_norm": norm, "lr": rate}
+        if not math.isfinite(norm):
+            raise self._broken("a gradient is not finite", batch, scalars)
+        self._optimizer.step()
+        self._update_average()
+        self._advance()
+        return scalars
+
+    def _advance(self) -> None:
+        self.step_in_epoch += 1
+        if self.step_in_epoch == self.steps_per_epoch:
+            self.epoch, self.step_in_epoch = self.epoch + 1, 0
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if not self._average:
+            return
+        # Young averages forget fast, so that the random start does not linger.
+        made = self.step_count + 1
+        decay = min(self.settings.average, made / (made + 9))
+        averages = list(self._average.values())
+        torch._foreach_lerp_(averages, list(self._params.values()), 1 - decay)  # pyright: ignore[reportPrivateUsage]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the network has the averaged weights (where averaging is on)."""
+        raw = {name: p.detach().clone() for name, p in self._params.items()}
+        self._set(self._average or raw)
+        try:
+            yield
+        finally:
+            self._set(raw)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._params.items():
+            parameter.copy_(values[name])
+
+    def _broken(self, why: str, batch: Batch, scalars: Mapping[str, float]) -> TrainingError:
+        where = f"epoch {self.epoch}, step {self.step_in_epoch}"
+        kept = "the batch was not saved, as no folder was given"
+        if self._folder is not None:
+            path = self._folder / "bad-batch.safetensors"
+            _write(path, batch, {"why": why, "where": where, "scalars": repr(dict(scalars))})
+            kept = f"the batch is in {path}"
+        return TrainingError(
+            f"{why} at {where} ({dict(scalars)}); {kept}. "
+            "Try a lower learning rate or clip_norm, or look for bad values in the batch."
+        )
+
+    def save(self, path: Path) -> None:
+        """Write everything that the rest of the run depends on, in one file, atomically."""
+        tensors = {f"parameter.{n}": p.detach() for n, p in self._params.items()}
+        tensors |= {f"buffer.{n}": b for n, b in self.network.named_buffers()}
+        tensors |= {f"average.{n}": a for n, a in self._average.items()}
+        for name, parameter in self._params.items():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self._device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self._device)
+        best = self.best if math.isfinite(self.best) else None
+        manifest = {
+            "format": STATE_FORMAT,
+            "settings": asdict(self.settings),
+            "steps_per_epoch": self.steps_per_epoch,
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "best": best,
+        }
+        _write(path, tensors, {"manifest": json.dumps(manifest)})
+
+    def restore(self, path: Path) -> None:
+        """Continue where `save` was called.
+
+        Raises:
+            TrainingError: if the file cannot be read, is not a saved state, or belongs to a run
+                with other settings or another network. The trainer is then as it was.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                manifest = json.loads((file.metadata() or {})["manifest"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise TrainingError(f"{path} is not the state of a training run: {error}") from error
+        self._check(path, manifest, tensors)
+        self._set(_under("parameter.", tensors))
+        buffers = dict(self.network.named_buffers())
+        for name, value in _under("buffer.", tensors).items():
+            buffers[name].copy_(value)
+        for name, value in _under("average.", tensors).items():
+            self._average[name].copy_(value)
+        for key, value in _under("optimizer.", tensors).items():
+            slot, name = key.split(".", 1)
+            state = self._optimizer.state[self._params[name]]
+            state[slot] = value if slot == "step" else value.to(self._device)
+        torch.set_rng_state(tensors["rng.cpu"])
+        if "rng.cuda" in tensors and self._device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self._device)
+        self.epoch, self.step_in_epoch = manifest["epoch"], manifest["step_in_epoch"]
+        self.best = -math.inf if manifest["best"] is None else manifest["best"]
+
+    def _check(self, path: Path, manifest: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        found_format = manifest.get("format")
+        if found_format != STATE_FORMAT:
+            raise TrainingError(f"{path} has format {found_format}; this one reads {STATE_FORMAT}")
+        own = asdict(self.settings) | {"steps_per_epoch": self.steps_per_epoch}
+        saved = manifest["settings"] | {"steps_per_epoch": manifest["steps_per_epoch"]}
+        other = [f"{k} {saved.get(k)} there, {v} here" for k, v in own.items() if saved.get(k) != v]
+        if other:
+            raise TrainingError(
+                f"{path} belongs to a run with other settings ({'; '.join(other)}); "
+                "resume with the same, or start another run in another folder"
+            )
+        shapes = {n: tuple(p.shape) for n, p in self._params.items()}
+        found = {n: tuple(t.shape) for n, t in _under("parameter.", tensors).items()}
+        if shapes != found:
+            names = sorted(set(shapes.items()) ^ set(found.items()))[:3]
+            raise TrainingError(f"{path} belongs to another network: it differs in {names}")
+
+
+def fit(
+    trainer: Trainer,
+    feed: Feed,
+    *,
+    state: Path | None = None,
+    validate: Callable[[], float] | None = None,
+    keep: Callable[[float], None] | None = None,
+    on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    save_every: int = 0,
+) -> None:
+    """Train until all epochs are done, from wherever the trainer stands.
+
+    Args:
+        trainer: fresh or restored.
+        feed: gives the batches.
+        state: where the run's state is written after every epoch (and every ``save_every``
+            steps, if that is not 0); None writes none.
+        validate: called after every epoch with the averaged weights in place and the network in
+            ``eval()``; gives a score, higher is better, NaN never is the best.
+        keep: called with the score, under the same conditions, whenever it is the best so far.
+        on_step: told the number of steps made and the step's scalars.
+        save_every: see ``state``.
+
+    Raises:
+        TrainingError: if a loss or gradient is not finite, or a feed gives fewer batches than
+            the trainer was told.
+    """
+    while not trainer.finished:
+        epoch = trainer.epoch
+        trainer.network.train()
+        for batch in feed(epoch, trainer.step_in_epoch):
+            scalars = trainer.step(batch)
+            if on_step is not None:
+                on_step(trainer.step_count, scalars)
+            if trainer.epoch > epoch:
+                break
+            if state is not None and save_every and trainer.step_count % save_every == 0:
+                trainer.save(state)
+        if trainer.epoch == epoch:
+            raise TrainingError(
+                f"the feed of epoch {epoch} ended after {trainer.step_in_epoch} batches; "
+                f"{trainer.steps_per_epoch} were promised"
+            )
+        if validate is not None:
+            _select(trainer, validate, keep)
+        if state is not None:
+            trainer.save(state)
+
+
+def _select(
+    trainer: Trainer, validate: Callable[[], float], keep: Callable[[float], None] | None
+) -> None:
+    trainer.network.eval()
+    with trainer.averaged():
+        score = validate()
+        if score > trainer.best:
+            trainer.best = score
+            if keep is not None:
+                keep(score)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file so that at every moment either the old or the new one is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    # Clones: tensors that share memory (a tied weight, a view) cannot be saved as they are.
+    own = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
+    save_file(own, partial, metadata=metadata)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
