@@ -1,0 +1,208 @@
+"""The command line: what each command is told; what it does stands in the module it imports.
+
+Nothing heavy is imported here before a command runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from ..daemon.config import Config
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Segment what sounds: video and sound in, masks of the sounding object out.\n\n"
+    "Start with `atlasd segment FILE --out DIR` for a file, or `atlasd run` and, beside it, "
+    "`atlasd subscribe` for a stream.",
+)
+dataset_app = typer.Typer(no_args_is_help=True, help="Build and check data sets.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed as ratios in one run.")
+config_app = typer.Typer(no_args_is_help=True, help="Show and check configurations.")
+app.add_typer(dataset_app, name="dataset")
+app.add_typer(bench_app, name="bench")
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file; default: ./config.yaml where it exists."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting."),
+]
+
+
+def main() -> None:
+    """Run a command; an error of ours is one clear line and exit code 2, never a traceback."""
+    try:
+        app()
+    except Exception as error:
+        if not type(error).__module__.startswith("atlasd."):
+            raise
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"atlasd {version('atlasd')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("PIL").setLevel(logging.INFO)
+
+
+def _load(path: Path | None, overrides: Sequence[str] | None) -> Config:
+    from ..daemon.config import DEFAULT_FILE, load_config
+
+    if path is None and DEFAULT_FILE.exists():
+        path = DEFAULT_FILE
+    return load_config(path, environ=os.environ, overrides=overrides or ())
+
+
+def _set(key: str, value: object) -> list[str]:
+    """An override for an option of its own, where it was given."""
+    import yaml
+
+    text = str(value) if isinstance(value, Path) else value
+    return [] if value is None else [f"{key}={yaml.safe_dump(text).splitlines()[0]}"]
+
+
+@app.command()
+def run(
+    uri: Annotated[
+        str | None,
+        typer.Argument(help="A media file or a folder of frames; default: `source.uri`."),
+    ] = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Where subscribers connect, as in tcp://127.0.0.1:5557.")
+    ] = None,
+    pace: Annotated[
+        Literal["real", "free"] | None,
+        typer.Option(help="Files: frame by frame when due, or as fast as possible."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the resolved configuration and the summary.")
+    ] = None,
+) -> None:
+    """Watch and listen, and publish masks over ZeroMQ until the stream ends or SIGTERM comes."""
+    from ..daemon.config import SAMPLE_URI
+    from ..daemon.service import run as serve
+
+    options = [
+        *_set("source.uri", uri),
+        *_set("publish.endpoint", endpoint),
+        *_set("source.pace", pace),
+        *_set("run.out", out),
+    ]
+    resolved = _load(config, [*(overrides or ()), *options])
+    if resolved.source.uri == SAMPLE_URI:
+        from .demo import cached_sample
+
+        sample = cached_sample()
+        resolved = _load(config, [*(overrides or ()), *options, *_set("source.uri", sample.video)])
+    raise typer.Exit(serve(resolved))
+
+
+@app.command()
+def segment(
+    file: Annotated[Path, typer.Argument(help="A media file with sound, or a folder of frames.")],
+    out: Annotated[Path, typer.Option(help="Folder for what is written.")],
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Segment a whole file: overlay video with sound, masks, table, contact sheet, summary."""
+    from .segment import segment as segment_file
+
+    segment_file(file, out, _load(config, overrides))
+
+
+@app.command()
+def subscribe(
+    endpoint: Annotated[str, typer.Argument(help="The daemon's bus.")] = "tcp://127.0.0.1:5557",
+    stream: Annotated[str | None, typer.Option(help="One stream; default: all.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every mask in order; default: only the latest.")
+    ] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="A JSON object a line instead of the live table.")
+    ] = False,
+    save: Annotated[Path | None, typer.Option(help="Folder for the masks as PNG.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many masks.")] = None,
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout", min=0.01, help="Give up after so much silence.")
+    ] = None,
+) -> None:
+    """Show the masks that a daemon publishes: a live table, JSON lines, PNG files."""
+    from .subscribe import subscribe as show
+
+    show(
+        endpoint,
+        stream=stream,
+        mode="all" if every else "latest",
+        json_lines=json_lines,
+        save=save,
+        count=count,
+        timeout_s=timeout_s,
+    )
+
+
+@config_app.command("check")
+def config_check(
+    path: Annotated[Path | None, typer.Argument(help="Default: ./config.yaml.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Check a configuration; each fault is told with its line."""
+    from ..daemon.config import DEFAULT_FILE
+
+    _load(path or DEFAULT_FILE, overrides)
+    typer.echo(f"{path or DEFAULT_FILE}: good")
+
+
+@config_app.command("show")
+def config_show(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Print the resolved configuration as commented YAML."""
+    from ..daemon.config import dump_config
+
+    typer.echo(dump_config(_load(config, overrides)), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    import json
+
+    from ..daemon.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+if __name__ == "__main__":
+    main()
