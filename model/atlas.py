@@ -1,0 +1,180 @@
+"""ATLAS: picture and sound in, the mask of what sounds out.
+
+The modules are those of "Can You Hear, Localize, and Segment Continually?" (arXiv 2603.08967), in
+its order: visual encoder, audio encoder, conditioning, fusion, decoder, class head.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .audio import PANN_32K, AudioCnn, AudioFeatures, Cnn14, FrontEnd, LogMel
+from .decoder import Decoder
+from .folding import fold_batch_norm
+from .fusion import ClassHead, Conditioning, Fusion
+from .lora import merge
+from .pretrained import WeightsError
+from .visual import CnnEncoder, VitEncoder
+
+UNTRAINED = "untrained"
+
+
+class Output(NamedTuple):
+    """What the network says of a picture and its sound.
+
+    Attributes:
+        mask_logits: (B, H, W) at the input's resolution; above 0 is more likely sounding than not.
+        class_logits: (B, C), or None where the network has no class head.
+    """
+
+    mask_logits: Tensor
+    class_logits: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A network by name: its parts and the input that it was made for.
+
+    Attributes:
+        name: what users call it.
+        visual: makes the visual encoder, with random weights.
+        audio: makes the audio encoder, with random weights.
+        backbone: names the pretrained weights of the visual backbone; empty: it has none.
+        mean: of pictures scaled to 0..1, one for all channels.
+        std: likewise.
+        image_px: side of the square input.
+        window_s: seconds of sound that belong to a frame.
+        front_end: the log-mel spectrogram.
+        categories: names of the class head's outputs; none: no class head.
+        heads: attention heads of the fusion.
+        hidden_dim: of the conditioning's MLP.
+        decoder_widths: channels of the decoder at strides 16, 8 and 4.
+    """
+
+    name: str
+    visual: Callable[[], VitEncoder | CnnEncoder]
+    audio: Callable[[], Cnn14 | AudioCnn]
+    backbone: str
+    mean: float
+    std: float
+    image_px: int = 224
+    window_s: float = 1.0
+    front_end: FrontEnd = PANN_32K
+    categories: tuple[str, ...] = ()
+    heads: int = 1
+    hidden_dim: int = 256
+    decoder_widths: tuple[int, int, int] = (128, 64, 32)
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate of the sound that the network takes."""
+        return self.front_end.sample_rate_hz
+
+
+class Atlas(nn.Module):
+    """The network.
+
+    The visual backbone (but for LoRA) and the audio encoder are frozen: they ask for no gradients
+    and stay in `eval()` whatever `train()` is told.
+
+    Attributes:
+        preset: what it was built from.
+        version: names the weights; `untrained` before training.
+        trained: whether the decoder was trained.
+    """
+
+    def __init__(self, preset: Preset) -> None:
+        """Builds all parts with random weights; `build` and `load` are how users get one."""
+        super().__init__()
+        self.preset = preset
+        self.version = UNTRAINED
+        self.trained = False
+        self.log_mel = LogMel(preset.front_end)
+        self.visual = preset.visual()
+        self.audio = preset.audio().requires_grad_(requires_grad=False)
+        dim = self.visual.token_dim
+        self.conditioning = Conditioning(self.audio.embedding_dim, dim, preset.hidden_dim)
+        self.fusion = Fusion(self.audio.token_dim, dim, preset.heads)
+        self.decoder = Decoder(dim, preset.decoder_widths, self.visual.skip_dims)
+        self.head = ClassHead(dim, len(preset.categories)) if preset.categories else None
+        for name, parameter in self.visual.backbone.named_parameters():
+            parameter.requires_grad_(".lora_" in name)
+        self.train(mode=False)
+
+    def train(self, mode: bool = True) -> Atlas:
+        """Sets the trainable parts' mode; frozen parts stay in `eval()`."""
+        super().train(mode)
+        self.visual.backbone.eval()
+        self.audio.eval()
+        return self
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """LoRA, neck, conditioning, fusion, decoder and head; none after `for_serving`."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pictures to network input.
+
+        Args:
+            images: uint8 (B, H, W, 3) RGB.
+
+        Returns:
+            float32 (B, 3, H, W), a view of the same memory order (channels last).
+        """
+        scale = 1.0 / (255.0 * self.preset.std)
+        x = images.permute(0, 3, 1, 2).float()
+        return x.mul_(scale).sub_(self.preset.mean / self.preset.std)
+
+    def encode_audio(self, log_mel: Tensor) -> AudioFeatures:
+        """Features of log-mel spectrograms (B, 1, T, 64), without gradients."""
+        with torch.no_grad():
+            return self.audio(log_mel)
+
+    def forward(self, frames: Tensor, log_mel: Tensor) -> Output:
+        """Segments what sounds.
+
+        Args:
+            frames: (B, 3, H, W), as `normalise` gives them.
+            log_mel: (B, 1, T, 64), as `log_mel` gives them.
+
+        Returns:
+            Mask logits (B, H, W) and class logits (B, C) or None.
+        """
+        return self.forward_features(frames, self.encode_audio(log_mel))
+
+    def forward_features(self, frames: Tensor, audio: AudioFeatures) -> Output:
+        """`forward` with sound that is encoded already."""
+        tokens, skips = self.visual(frames)
+        tokens = self.conditioning(tokens, audio.embedding)
+        fused = self.fusion(tokens, audio.tokens)  # (B, h, w, D)
+        masks = self.decoder(fused, skips, frames.shape[-2:])
+        return Output(masks, self.head(fused) if self.head is not None else None)
+
+    def require_trained(self) -> None:
+        """Refuses to serve a network whose decoder was never trained.
+
+        Raises:
+            WeightsError: it was not; the text names the command that trains.
+        """
+        if not self.trained:
+            raise WeightsError(
+                f"this {self.preset.name} was never trained: its masks would mean nothing; train "
+                f"it with `atlasd train --preset {self.preset.name}`, or name trained weights"
+            )
+
+    def for_serving(self) -> Atlas:
+        """A copy for inference: LoRA merged, BatchNorm folded, channels last, no gradients.
+
+        Its mask logits equal this network's to 1e-4.
+        """
+        served = copy.deepcopy(self).eval().requires_grad_(requires_grad=False)
+        merge(served.visual.backbone)
+        fold_batch_norm(served.visual.backbone)
+        fold_batch_norm(served.audio)
+        return served.to(memory_format=torch.channels_last)
