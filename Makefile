@@ -31,9 +31,9 @@ clean:
 	@touch $@
 
 .venv/installed: pyproject.toml | .venv/python
-	$(BIN)/python -m pip install --quiet --editable .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 .venv/installed-dev: pyproject.toml | .venv/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch .venv/installed $@
