@@ -1,0 +1,501 @@
+"""The bus: an XPUB socket in a thread of its own, fed by a bounded queue.
+
+Sockets belong to one thread, so a single loop sends, reads subscriptions and keeps time. What it
+does about a subscriber that reads too slowly is the policy:
+
+- ``live``: it never waits. A subscriber whose queue is full misses messages; the others do not.
+- ``wait``: it waits for the slowest, so that every mask of a file arrives. One that reads nothing
+  for `stall_timeout_s` is passed over until it reads again, which an event and a counter say.
+
+The second rests on how ZeroMQ treats a full pipe. With XPUB_NODROP a send fails while any
+subscriber's pipe is full. One lossy send then takes that pipe off the list of those written to,
+until its subscriber has read half of it; so later sends no longer fail for its sake.
+"""
+
+from __future__ import annotations
+
+import socket as system
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import zmq
+
+from . import endpoints
+from .messages import (
+    Event,
+    Hello,
+    Mask,
+    Message,
+    Preview,
+    Status,
+    StreamState,
+    TopicKind,
+    clock_name,
+    pack,
+    topic,
+)
+
+Policy = Literal["wait", "live"]
+
+SEND_HIGH_WATER_MARK: Final = 64
+"""Messages that ZeroMQ keeps for each subscriber."""
+
+_SEND_BUFFER_BYTES = 1 << 18
+_MAX_INBOUND_BYTES = 4096
+_HANDSHAKE_MS = 5000
+_SEND_SLICE_MS = 50
+_IDLE_S = 0.1
+_NS = 1_000_000_000
+
+
+class PublisherError(RuntimeError):
+    """The bus is closed, or its thread has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherStats:
+    """What the bus did.
+
+    Attributes:
+        sent: messages by kind of topic.
+        drops: losses by reason: ``bus_queue_full`` masks that the bus never took;
+            ``subscriber_stalled`` how often subscribers were found full and passed over (each of
+            them counts by `Mask.seq` what it missed); ``preview_skipped`` previews.
+        subscribers: subscriptions that match masks.
+    """
+
+    sent: Mapping[str, int]
+    drops: Mapping[str, int]
+    subscribers: int
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What the bus remembers of a stream."""
+
+    name: str
+    state: StreamState = "starting"
+    detail: str = ""
+    hello: Hello | None = None
+    mask: Mask | None = None
+    epoch: int = 0
+    masks: int = 0
+    drops: Mapping[str, int] = field(default_factory=dict[str, int])
+    lat_ms: Mapping[str, float] = field(default_factory=dict[str, float])
+    hello_due_ns: int = 0
+    status_due_ns: int = 0
+    counted_ns: int = 0
+    counted_masks: int = 0
+
+    def note(self, message: Message) -> None:
+        """Remember what status and hello repeat."""
+        match message:
+            case Hello():
+                self.hello = message
+            case Mask():
+                self.mask, self.epoch, self.state = message, message.epoch, "running"
+                self.masks += 1
+                self.drops = message.drops or self.drops
+            case Event(kind="eos"):
+                self.state, self.detail = "ended", message.detail
+            case Event():
+                self.epoch = max(self.epoch, message.epoch)
+            case _:
+                pass
+
+
+class Publisher:
+    """Publishes messages to whoever subscribes.
+
+    Args:
+        endpoint: ``tcp://127.0.0.1:PORT`` (0 or ``*`` finds a free port) or ``ipc:///PATH``.
+        policy: see the module.
+        insecure: allow addresses that other machines can reach.
+        queue_capacity: messages that wait for the bus's thread. When it is full, `publish` waits
+            under ``wait`` and drops the oldest mask under ``live``.
+        stall_timeout_s: under ``wait``, how long one subscriber may hold up the others.
+        hello_s: seconds between repeated hellos.
+        status_s: seconds between status messages.
+        linger_s: at the end, seconds for what is on its way to reach its subscribers.
+        clock: nanoseconds of the host's monotonic clock.
+        context: for ``inproc`` endpoints, the context that both sides share.
+
+    Attributes:
+        endpoint: the address as bound.
+        instance: names this run of the bus.
+
+    Raises:
+        endpoints.EndpointError: the address is malformed, public, in use or not permitted.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        policy: Policy = "live",
+        *,
+        insecure: bool = False,
+        queue_capacity: int = 16,
+        stall_timeout_s: float = 10.0,
+        hello_s: float = 2.0,
+        status_s: float = 1.0,
+        linger_s: float = 2.0,
+        clock: Callable[[], int] = time.monotonic_ns,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
+        endpoints.check(endpoint)
+        if not insecure:
+            endpoints.check_private(endpoint)
+        self.policy: Final[Policy] = policy
+        self.instance: Final = uuid.uuid4().hex
+        self._clock = clock
+        self._capacity = queue_capacity
+        self._stall_ns = round(stall_timeout_s * _NS)
+        self._hello_ns, self._status_ns = round(hello_s * _NS), round(status_s * _NS)
+        self._linger_ms = round(linger_s * 1000)
+        self._changed = threading.Condition()
+        self._queue: deque[Message] = deque()
+        self._streams: dict[str, _Stream] = {}
+        self._subscriptions: Counter[bytes] = Counter()
+        self._sent: Counter[str] = Counter()
+        self._drops: Counter[str] = Counter()
+        self._closing = False
+        self._failure: Exception | None = None
+        self._blocked_since_ns: int | None = None
+        self._own_context = context is None
+        self._context = context or zmq.Context[zmq.Socket[bytes]]()
+        self._socket = _open(self._context)
+        try:
+            self.endpoint: Final = endpoints.bind(self._socket, endpoint)
+        except endpoints.EndpointError:
+            self._release(linger_ms=0)
+            raise
+        self._bell, self._ear = system.socketpair()
+        self._bell.setblocking(False)
+        self._ear.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="atlasd-bus", daemon=True)
+        self._thread.start()
+
+    def publish(self, message: Message) -> None:
+        """Hand a message to the bus.
+
+        Under ``wait`` this blocks while the queue is full; under ``live`` never.
+
+        Raises:
+            PublisherError: the bus is closed or its thread failed.
+        """
+        with self._changed:
+            if self.policy == "wait" and not isinstance(message, Preview):
+                self._changed.wait_for(lambda: len(self._queue) < self._capacity or self._over())
+            self._refuse_when_over()
+            if len(self._queue) >= self._capacity and not self._make_room(message):
+                return
+            self._queue.append(message)
+        self._wake()
+
+    def report(
+        self,
+        stream: str,
+        *,
+        detail: str | None = None,
+        drops: Mapping[str, int] | None = None,
+        lat_ms: Mapping[str, float] | None = None,
+    ) -> None:
+        """Set what the next status messages of a stream say; None leaves a value as it was."""
+        with self._changed:
+            known = self._stream(stream)
+            known.detail = known.detail if detail is None else detail
+            known.drops = known.drops if drops is None else dict(drops)
+            known.lat_ms = known.lat_ms if lat_ms is None else dict(lat_ms)
+
+    def wants(self, kind: TopicKind, stream: str | None = None) -> bool:
+        """Whether anybody subscribes to a kind of message, of one stream or of any."""
+        with self._changed:
+            return self._matching(kind, stream) > 0
+
+    def wait_for_subscriber(self, timeout_s: float | None = None) -> bool:
+        """Wait until somebody subscribes to masks; False if nobody did in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._matching("m") > 0 or self._over(), timeout_s)
+            return self._matching("m") > 0
+
+    def stats(self) -> PublisherStats:
+        """Counters since the start."""
+        with self._changed:
+            return PublisherStats(dict(self._sent), dict(self._drops), self._matching("m"))
+
+    def close(self, *, drain: bool = True) -> None:
+        """Send what is queued, say goodbye, and free the address; closing twice is harmless.
+
+        Args:
+            drain: False drops what is queued and does not linger.
+        """
+        with self._changed:
+            self._closing = True
+            if not drain:
+                self._queue.clear()
+                self._linger_ms = self._stall_ns = 0
+            self._changed.notify_all()
+        self._wake()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What callers' threads share with the bus's, under self._changed.
+
+    def _over(self) -> bool:
+        return self._closing or self._failure is not None
+
+    def _refuse_when_over(self) -> None:
+        if self._failure is not None:
+            raise PublisherError(f"the bus has failed: {self._failure}") from self._failure
+        if self._closing:
+            raise PublisherError("the bus is closed; nothing can be published any more")
+
+    def _make_room(self, message: Message) -> bool:
+        """Drop the oldest mask or preview of the full queue; False drops the message itself."""
+        if isinstance(message, Preview):
+            self._drops["preview_skipped"] += 1
+            return False
+        index = next((i for i, m in enumerate(self._queue) if isinstance(m, Mask | Preview)), 0)
+        del self._queue[index]
+        self._drops["bus_queue_full"] += 1
+        return True
+
+    def _stream(self, name: str) -> _Stream:
+        if name not in self._streams:
+            self._streams[name] = _Stream(name, counted_ns=self._clock())
+        return self._streams[name]
+
+    def _matching(self, kind: TopicKind, stream: str | None = None) -> int:
+        if stream is None:
+            start = f"{kind}/".encode()
+            fits = [n for p, n in self._subscriptions.items() if _overlap(start, p)]
+        else:
+            whole = topic(kind, stream)
+            fits = [n for p, n in self._subscriptions.items() if whole.startswith(p)]
+        return sum(fits)
+
+    def _wake(self) -> None:
+        try:
+            self._bell.send(b"\0")
+        except OSError:
+            return  # the buffer is full of earlier calls, or the thread is gone
+
+    # The bus's thread.
+
+    def _run(self) -> None:
+        try:
+            poller = zmq.Poller()
+            poller.register(self._socket, zmq.POLLIN)
+            poller.register(self._ear, zmq.POLLIN)
+            while not self._finished():
+                ready = dict(poller.poll(_IDLE_S * 1000))
+                if self._ear.fileno() in ready:
+                    self._ear.recv(4096)
+                self._read_subscriptions()
+                self._send_due()
+                self._send_queued()
+            self._say_goodbye()
+        except (zmq.ZMQError, OSError, ValueError) as error:
+            self._failure = error
+        finally:
+            with self._changed:
+                self._closing = True
+                self._changed.notify_all()
+            self._release(self._linger_ms)
+            self._bell.close()
+            self._ear.close()
+
+    def _release(self, linger_ms: int) -> None:
+        self._socket.close(linger=linger_ms)
+        if self._own_context:
+            self._context.term()
+
+    def _finished(self) -> bool:
+        with self._changed:
+            return self._closing and not self._queue
+
+    def _read_subscriptions(self) -> None:
+        """Count who subscribes to what; a new subscription gets its hello and status soon."""
+        while True:
+            try:
+                request = self._socket.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            if request[:1] not in {b"\0", b"\1"}:
+                continue
+            prefix = request[1:]
+            with self._changed:
+                if request[0] == 1:
+                    self._subscriptions[prefix] += 1
+                    self._greet(prefix)
+                elif self._subscriptions[prefix] > 1:
+                    self._subscriptions[prefix] -= 1
+                else:
+                    del self._subscriptions[prefix]
+                self._changed.notify_all()
+
+    def _greet(self, prefix: bytes) -> None:
+        for stream in self._streams.values():
+            if topic("h", stream.name).startswith(prefix):
+                stream.hello_due_ns = 0
+            if topic("s", stream.name).startswith(prefix):
+                stream.status_due_ns = 0
+
+    def _send_due(self) -> None:
+        """Repeat hello and status; under ``wait`` they go out once there is room for all."""
+        now = self._clock()
+        with self._changed:
+            streams = list(self._streams.values())
+        for stream in streams:
+            if (
+                stream.hello is not None
+                and now >= stream.hello_due_ns
+                and self._offer(stream.hello)
+            ):
+                stream.hello_due_ns = now + self._hello_ns
+            if now >= stream.status_due_ns and self._offer(self._status(stream, now)):
+                stream.status_due_ns = now + self._status_ns
+                stream.counted_ns, stream.counted_masks = now, stream.masks
+
+    def _status(self, stream: _Stream, now: int) -> Status:
+        with self._changed:
+            seconds = (now - stream.counted_ns) / _NS
+            return Status(
+                stream=stream.name,
+                state="stopping" if self._closing and stream.state != "ended" else stream.state,
+                detail=stream.detail,
+                epoch=stream.epoch,
+                masks=stream.masks,
+                fps=(stream.masks - stream.counted_masks) / seconds if seconds > 0 else 0.0,
+                subscribers=self._matching("m", stream.name),
+                drops={**stream.drops, **self._drops},
+                lat_ms=stream.lat_ms,
+                mask=stream.mask,
+            )
+
+    def _send_queued(self) -> None:
+        while True:
+            with self._changed:
+                if not self._queue:
+                    return
+                message = self._queue.popleft()
+                stream = self._stream(message.stream)
+                stream.note(message)
+                self._changed.notify_all()
+            self._deliver(message)
+            if isinstance(message, Hello):
+                stream.hello_due_ns = self._clock() + self._hello_ns
+
+    def _deliver(self, message: Message) -> None:
+        """Send a message to every subscriber that the policy allows to wait for."""
+        if isinstance(message, Preview):
+            if not self._try(message):
+                self._count_drop("preview_skipped")
+        elif self.policy == "live":
+            if not self._try(message):
+                self._pass_over(message, waited_ns=0)
+        else:
+            self._deliver_waiting(message)
+
+    def _deliver_waiting(self, message: Message) -> None:
+        began = self._clock()
+        while not self._try(message, wait=True):
+            self._read_subscriptions()
+            waited = self._clock() - began
+            if waited >= self._stall_ns:
+                self._pass_over(message, waited)
+                return
+
+    def _offer(self, message: Message) -> bool:
+        """Send a repeated message, without making anybody miss another; False to try again."""
+        if self._try(message):
+            self._blocked_since_ns = None
+            return True
+        now = self._clock()
+        self._blocked_since_ns = self._blocked_since_ns or now
+        if self.policy == "wait" and now - self._blocked_since_ns < self._stall_ns:
+            return False
+        self._pass_over(message, now - self._blocked_since_ns)
+        self._blocked_since_ns = None
+        return True
+
+    def _try(self, message: Message, *, wait: bool = False) -> bool:
+        """Send if every subscriber has room, within `_SEND_SLICE_MS` or at once."""
+        stamped = self._stamp(message)
+        try:
+            self._socket.send(pack(stamped), 0 if wait else zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        self._count_sent(message)
+        return True
+
+    def _stamp(self, message: Message) -> Message:
+        now = self._clock()
+        if isinstance(message, Hello):
+            return replace(message, publish_ns=now, instance=self.instance, clock=clock_name())
+        if isinstance(message, Status):
+            return replace(message, publish_ns=now, instance=self.instance)
+        return replace(message, publish_ns=now)
+
+    def _pass_over(self, message: Message, waited_ns: int) -> None:
+        """Send to those who have room; the others miss it, and are left alone until they read."""
+        self._socket.setsockopt(zmq.XPUB_NODROP, 0)
+        self._socket.send(pack(self._stamp(message)), zmq.DONTWAIT)
+        self._socket.setsockopt(zmq.XPUB_NODROP, 1)
+        self._count_sent(message)
+        times = self._count_drop("subscriber_stalled")
+        waited = f" (waited {waited_ns / _NS:.1f} s)" if waited_ns else ""
+        event = Event(
+            stream=message.stream,
+            kind="subscriber_stalled",
+            detail=f"a subscriber reads too slowly{waited}; it misses messages until it reads on",
+            data={"waited_ms": waited_ns / 1e6, "times": times},
+        )
+        self._try(event)
+
+    def _count_sent(self, message: Message) -> None:
+        with self._changed:
+            self._sent[message.topic_kind] += 1
+
+    def _count_drop(self, reason: str) -> int:
+        with self._changed:
+            self._drops[reason] += 1
+            return self._drops[reason]
+
+    def _say_goodbye(self) -> None:
+        for stream in list(self._streams.values()):
+            self._deliver(Event(stream=stream.name, kind="goodbye", epoch=stream.epoch))
+
+
+def _open(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """An XPUB socket that sees every subscription and refuses to send past a full pipe."""
+    socket = context.socket(zmq.XPUB)
+    socket.setsockopt(zmq.XPUB_VERBOSER, 1)
+    socket.setsockopt(zmq.XPUB_NODROP, 1)
+    socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER_MARK)
+    socket.setsockopt(zmq.SNDTIMEO, _SEND_SLICE_MS)
+    socket.setsockopt(zmq.SNDBUF, _SEND_BUFFER_BYTES)
+    socket.setsockopt(zmq.MAXMSGSIZE, _MAX_INBOUND_BYTES)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    return socket
+
+
+def _overlap(a: bytes, b: bytes) -> bool:
+    return a.startswith(b) or b.startswith(a)
