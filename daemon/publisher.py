@@ -50,7 +50,7 @@ _SEND_BUFFER_BYTES = 1 << 18
 _MAX_INBOUND_BYTES = 4096
 _HANDSHAKE_MS = 5000
 _SEND_SLICE_MS = 50
-_IDLE_S = 0.1
+_IDLE_MS = 100
 _NS = 1_000_000_000
 
 
@@ -234,6 +234,9 @@ class Publisher:
 
         Args:
             drain: False drops what is queued and does not linger.
+
+        Raises:
+            PublisherError: the bus's thread had failed.
         """
         with self._changed:
             self._closing = True
@@ -243,6 +246,8 @@ class Publisher:
             self._changed.notify_all()
         self._wake()
         self._thread.join()
+        if self._failure is not None:
+            raise PublisherError(f"the bus has failed: {self._failure}") from self._failure
 
     def __enter__(self) -> Self:
         return self
@@ -304,14 +309,14 @@ class Publisher:
             poller.register(self._socket, zmq.POLLIN)
             poller.register(self._ear, zmq.POLLIN)
             while not self._finished():
-                ready = dict(poller.poll(_IDLE_S * 1000))
+                ready = dict(poller.poll(0 if self._queue else _IDLE_MS))
                 if self._ear.fileno() in ready:
                     self._ear.recv(4096)
                 self._read_subscriptions()
                 self._send_due()
-                self._send_queued()
+                self._send_next()
             self._say_goodbye()
-        except (zmq.ZMQError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - a thread's errors are raised in its callers
             self._failure = error
         finally:
             with self._changed:
@@ -389,57 +394,60 @@ class Publisher:
                 mask=stream.mask,
             )
 
-    def _send_queued(self) -> None:
-        while True:
-            with self._changed:
-                if not self._queue:
-                    return
-                message = self._queue.popleft()
-                stream = self._stream(message.stream)
-                stream.note(message)
-                self._changed.notify_all()
-            self._deliver(message)
-            if isinstance(message, Hello):
-                stream.hello_due_ns = self._clock() + self._hello_ns
+    def _send_next(self) -> None:
+        with self._changed:
+            if not self._queue:
+                return
+            message = self._stamp(self._queue.popleft())
+            stream = self._stream(message.stream)
+            stream.note(message)
+            self._changed.notify_all()
+        self._deliver(message)
+        if isinstance(message, Hello):
+            stream.hello_due_ns = self._clock() + self._hello_ns
 
     def _deliver(self, message: Message) -> None:
         """Send a message to every subscriber that the policy allows to wait for."""
+        data = pack(message)
         if isinstance(message, Preview):
-            if not self._try(message):
+            if not self._try(message, data):
                 self._count_drop("preview_skipped")
         elif self.policy == "live":
-            if not self._try(message):
-                self._pass_over(message, waited_ns=0)
+            if not self._try(message, data):
+                self._pass_over(message, data, waited_ns=0)
         else:
-            self._deliver_waiting(message)
+            self._deliver_waiting(message, data)
 
-    def _deliver_waiting(self, message: Message) -> None:
+    def _deliver_waiting(self, message: Message, data: bytes) -> None:
         began = self._clock()
-        while not self._try(message, wait=True):
+        while not self._try(message, data, wait=True):
             self._read_subscriptions()
             waited = self._clock() - began
             if waited >= self._stall_ns:
-                self._pass_over(message, waited)
+                self._pass_over(message, data, waited)
                 return
 
     def _offer(self, message: Message) -> bool:
         """Send a repeated message, without making anybody miss another; False to try again."""
-        if self._try(message):
+        message = self._stamp(message)
+        data = pack(message)
+        if self._try(message, data):
             self._blocked_since_ns = None
             return True
         now = self._clock()
-        self._blocked_since_ns = self._blocked_since_ns or now
-        if self.policy == "wait" and now - self._blocked_since_ns < self._stall_ns:
+        if self._blocked_since_ns is None:
+            self._blocked_since_ns = now
+        waited = now - self._blocked_since_ns
+        if self.policy == "wait" and waited < self._stall_ns:
             return False
-        self._pass_over(message, now - self._blocked_since_ns)
+        self._pass_over(message, data, waited)
         self._blocked_since_ns = None
         return True
 
-    def _try(self, message: Message, *, wait: bool = False) -> bool:
+    def _try(self, message: Message, data: bytes, *, wait: bool = False) -> bool:
         """Send if every subscriber has room, within `_SEND_SLICE_MS` or at once."""
-        stamped = self._stamp(message)
         try:
-            self._socket.send(pack(stamped), 0 if wait else zmq.DONTWAIT)
+            self._socket.send(data, 0 if wait else zmq.DONTWAIT)
         except zmq.Again:
             return False
         self._count_sent(message)
@@ -453,21 +461,22 @@ class Publisher:
             return replace(message, publish_ns=now, instance=self.instance)
         return replace(message, publish_ns=now)
 
-    def _pass_over(self, message: Message, waited_ns: int) -> None:
+    def _pass_over(self, message: Message, data: bytes, waited_ns: int) -> None:
         """Send to those who have room; the others miss it, and are left alone until they read."""
         self._socket.setsockopt(zmq.XPUB_NODROP, 0)
-        self._socket.send(pack(self._stamp(message)), zmq.DONTWAIT)
+        self._socket.send(data, zmq.DONTWAIT)
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)
         self._count_sent(message)
         times = self._count_drop("subscriber_stalled")
         waited = f" (waited {waited_ns / _NS:.1f} s)" if waited_ns else ""
         event = Event(
             stream=message.stream,
+            publish_ns=self._clock(),
             kind="subscriber_stalled",
             detail=f"a subscriber reads too slowly{waited}; it misses messages until it reads on",
             data={"waited_ms": waited_ns / 1e6, "times": times},
         )
-        self._try(event)
+        self._try(event, pack(event))
 
     def _count_sent(self, message: Message) -> None:
         with self._changed:
@@ -480,7 +489,8 @@ class Publisher:
 
     def _say_goodbye(self) -> None:
         for stream in list(self._streams.values()):
-            self._deliver(Event(stream=stream.name, kind="goodbye", epoch=stream.epoch))
+            goodbye = Event(stream=stream.name, kind="goodbye", epoch=stream.epoch)
+            self._deliver(self._stamp(goodbye))
 
 
 def _open(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
