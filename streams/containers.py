@@ -1,0 +1,102 @@
+"""A container's decoded pictures and sound, in the order in which it holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import av.error
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from .sources import MediaError
+
+MAX_READ_ERRORS = 100
+"""Read errors in a row after which the rest of a file is taken as lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something in the container could not be read: a short stable name, and words."""
+
+    kind: str
+    detail: str
+
+
+Decoded = VideoFrame | AudioFrame | Damage
+
+
+def open_container(path: Path) -> InputContainer:
+    """Open a media file for reading.
+
+    Raises:
+        MediaError: it is missing, empty, or nothing that FFmpeg reads.
+    """
+    if not path.exists():
+        raise MediaError(f"{path} does not exist; give the path of a video file or of a folder")
+    size = path.stat().st_size
+    if not size:
+        raise MediaError(f"{path} is empty (0 bytes); copy or record it again")
+    try:
+        return av.open(str(path), metadata_errors="replace")
+    except (av.error.FFmpegError, OSError) as error:
+        raise MediaError(
+            f"{path} ({size:,} bytes) cannot be opened as media: {error}. Files that FFmpeg reads "
+            "are allowed (MP4, MKV, MPEG-TS, AVI, WebM, ...). If it is an MP4 whose recording or "
+            "copy broke off, its index (moov) is missing: repair it, or record or copy it again"
+        ) from error
+
+
+def find_video(container: InputContainer) -> VideoStream | None:
+    """The first stream of moving pictures; cover art does not count."""
+    streams = container.streams.video
+    return next((s for s in streams if not s.disposition & Disposition.attached_pic), None)
+
+
+def find_audio(container: InputContainer) -> AudioStream | None:
+    """The first stream of sound that can be decoded."""
+    return next((s for s in container.streams.audio if s.codec_context is not None), None)
+
+
+def decode(
+    container: InputContainer, video: VideoStream | None, audio: AudioStream | None
+) -> Iterator[Decoded]:
+    """Decode to the end; what cannot be read is told, counted nowhere, and skipped."""
+    streams = [stream for stream in (video, audio) if stream is not None]
+    errors = 0
+    while errors < MAX_READ_ERRORS:
+        try:
+            for packet in container.demux(streams):
+                errors = 0
+                yield from _decode_packet(packet)
+        except av.error.FFmpegError as error:
+            errors += 1
+            yield Damage("corrupt_packet", f"the container could not be read: {error}")
+        else:
+            return
+    yield Damage("truncated", f"{MAX_READ_ERRORS} read errors in a row; the rest is lost")
+
+
+def _decode_packet(packet: Packet) -> Iterator[Decoded]:
+    kind = packet.stream.type
+    if packet.is_corrupt:
+        yield Damage("corrupt_packet", f"{kind} packet at {packet.pts} is marked corrupt")
+    try:
+        frames = packet.decode()
+    except av.error.EOFError:
+        return
+    except av.error.FFmpegError as error:
+        yield Damage("corrupt_packet", f"{kind} packet at {packet.pts}: {error}")
+        return
+    for frame in frames:
+        if isinstance(frame, VideoFrame | AudioFrame):
+            if frame.is_corrupt:
+                yield Damage("corrupt_frame", f"{kind} at {frame.time} s was concealed in part")
+            yield frame

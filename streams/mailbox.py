@@ -1,0 +1,157 @@
+"""A bounded queue between the thread that captures and the one that consumes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+T = TypeVar("T")
+Policy = Literal["wait", "live"]
+
+
+class MailboxClosedError(Exception):
+    """Something was put into a mailbox after it was closed: nobody will take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter(Generic[T]):
+    item: T
+    captured_ns: int | None
+
+
+class Mailbox(Generic[T]):
+    """Hands items from one thread to another.
+
+    With policy ``wait`` nothing is lost: `put` blocks while the mailbox is full. With ``live``
+    `put` never blocks: the oldest item that may be dropped gives way, and `get` passes over items
+    older than ``max_age_ms``. Every drop is counted with its reason. Items put without a capture
+    time (events) are dropped last, and never for their age.
+
+    Args:
+        capacity: items that fit.
+        policy: see above.
+        max_age_ms: age since capture above which a live item is stale; None is no limit.
+        clock: host monotonic clock in nanoseconds.
+
+    Attributes:
+        drops: items dropped so far, by reason: ``queue_full``, ``stale``.
+
+    Raises:
+        ValueError: a capacity below one, or a negative age.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        policy: Policy = "wait",
+        max_age_ms: float | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        if capacity < 1 or (max_age_ms is not None and max_age_ms < 0):
+            raise ValueError(
+                f"capacity {capacity}, max_age_ms {max_age_ms}: a mailbox holds at least one item "
+                "and an age is not negative"
+            )
+        self.drops = {"queue_full": 0, "stale": 0}
+        self._capacity = capacity
+        self._policy: Policy = policy
+        self._max_age_ns = None if max_age_ms is None else round(max_age_ms * 1e6)
+        self._clock = clock
+        self._letters: deque[_Letter[T]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._error: BaseException | None = None
+
+    def __len__(self) -> int:
+        return len(self._letters)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more will be put; items may still wait."""
+        return self._closed
+
+    def put(self, item: T, captured_ns: int | None = None) -> None:
+        """Put an item in.
+
+        Args:
+            item: anything.
+            captured_ns: when it was captured, by the mailbox's clock; None for what must not be
+                dropped for its age.
+
+        Raises:
+            MailboxClosedError: the mailbox was closed, before or while this waited.
+        """
+        with self._changed:
+            if self._policy == "wait":
+                self._changed.wait_for(lambda: self._closed or len(self) < self._capacity)
+            if self._closed:
+                raise MailboxClosedError("put into a closed mailbox; stop capturing")
+            if len(self) >= self._capacity:
+                self._drop_oldest()
+            self._letters.append(_Letter(item, captured_ns))
+            self._changed.notify_all()
+
+    def get(self, timeout_s: float | None = None) -> T | None:
+        """Take the oldest item that is not stale.
+
+        Args:
+            timeout_s: how long to wait for one; None waits until the mailbox is closed.
+
+        Returns:
+            The item, or None at the timeout or when the mailbox is closed and empty.
+
+        Raises:
+            BaseException: what `fail` was given, once everything put before it was taken.
+        """
+        with self._changed:
+            self._changed.wait_for(self._has_answer, timeout_s)
+            if self._letters:
+                letter = self._letters.popleft()
+                self._changed.notify_all()
+                return letter.item
+            if self._error is not None:
+                raise self._error
+            return None
+
+    def __iter__(self) -> Iterator[T]:
+        """Items until the mailbox is closed and empty."""
+        while True:
+            item = self.get()
+            if item is None:
+                return
+            yield item
+
+    def close(self) -> None:
+        """Nothing more will be put; what waits can still be taken. Closing twice is harmless."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Close, and raise ``error`` in the consumer after the last item."""
+        with self._changed:
+            if self._error is None and not self._closed:
+                self._error = error
+            self._closed = True
+            self._changed.notify_all()
+
+    def _has_answer(self) -> bool:
+        self._drop_stale()
+        return self._closed or bool(self._letters)
+
+    def _drop_oldest(self) -> None:
+        oldest = next((x for x in self._letters if x.captured_ns is not None), self._letters[0])
+        self._letters.remove(oldest)
+        self.drops["queue_full"] += 1
+
+    def _drop_stale(self) -> None:
+        if self._policy != "live" or self._max_age_ns is None:
+            return
+        oldest_ns = self._clock() - self._max_age_ns
+        fresh = [x for x in self._letters if x.captured_ns is None or x.captured_ns >= oldest_ns]
+        self.drops["stale"] += len(self._letters) - len(fresh)
+        self._letters = deque(fresh)
