@@ -6,10 +6,6 @@ does about a subscriber that reads too slowly is the policy:
 - ``live``: it never waits. A subscriber whose queue is full misses messages; the others do not.
 - ``wait``: it waits for the slowest, so that every mask of a file arrives. One that reads nothing
   for `stall_timeout_s` is passed over until it reads again, which an event and a counter say.
-
-The second rests on how ZeroMQ treats a full pipe. With XPUB_NODROP a send fails while any
-subscriber's pipe is full. One lossy send then takes that pipe off the list of those written to,
-until its subscriber has read half of it; so later sends no longer fail for its sake.
 """
 
 from __future__ import annotations
@@ -40,16 +36,10 @@ from .messages import (
     pack,
     topic,
 )
+from .outlet import Outlet, Subscriptions
 
 Policy = Literal["wait", "live"]
 
-SEND_HIGH_WATER_MARK: Final = 64
-"""Messages that ZeroMQ keeps for each subscriber."""
-
-_SEND_BUFFER_BYTES = 1 << 18
-_MAX_INBOUND_BYTES = 4096
-_HANDSHAKE_MS = 5000
-_SEND_SLICE_MS = 50
 _IDLE_MS = 100
 _NS = 1_000_000_000
 
@@ -161,20 +151,14 @@ class Publisher:
         self._changed = threading.Condition()
         self._queue: deque[Message] = deque()
         self._streams: dict[str, _Stream] = {}
-        self._subscriptions: Counter[bytes] = Counter()
+        self._subscriptions = Subscriptions()
         self._sent: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
         self._closing = False
         self._failure: Exception | None = None
         self._blocked_since_ns: int | None = None
-        self._own_context = context is None
-        self._context = context or zmq.Context[zmq.Socket[bytes]]()
-        self._socket = _open(self._context)
-        try:
-            self.endpoint: Final = endpoints.bind(self._socket, endpoint)
-        except endpoints.EndpointError:
-            self._release(linger_ms=0)
-            raise
+        self._outlet = Outlet(endpoint, context)
+        self.endpoint: Final = self._outlet.endpoint
         self._bell, self._ear = system.socketpair()
         self._bell.setblocking(False)
         self._ear.setblocking(False)
@@ -216,18 +200,22 @@ class Publisher:
     def wants(self, kind: TopicKind, stream: str | None = None) -> bool:
         """Whether anybody subscribes to a kind of message, of one stream or of any."""
         with self._changed:
-            return self._matching(kind, stream) > 0
+            return self._subscriptions.matching(kind, stream) > 0
 
     def wait_for_subscriber(self, timeout_s: float | None = None) -> bool:
         """Wait until somebody subscribes to masks; False if nobody did in time."""
         with self._changed:
-            self._changed.wait_for(lambda: self._matching("m") > 0 or self._over(), timeout_s)
-            return self._matching("m") > 0
+            self._changed.wait_for(
+                lambda: self._subscriptions.matching("m") > 0 or self._over(), timeout_s
+            )
+            return self._subscriptions.matching("m") > 0
 
     def stats(self) -> PublisherStats:
         """Counters since the start."""
         with self._changed:
-            return PublisherStats(dict(self._sent), dict(self._drops), self._matching("m"))
+            return PublisherStats(
+                dict(self._sent), dict(self._drops), self._subscriptions.matching("m")
+            )
 
     def close(self, *, drain: bool = True) -> None:
         """Send what is queued, say goodbye, and free the address; closing twice is harmless.
@@ -286,15 +274,6 @@ class Publisher:
             self._streams[name] = _Stream(name, counted_ns=self._clock())
         return self._streams[name]
 
-    def _matching(self, kind: TopicKind, stream: str | None = None) -> int:
-        if stream is None:
-            start = f"{kind}/".encode()
-            fits = [n for p, n in self._subscriptions.items() if _overlap(start, p)]
-        else:
-            whole = topic(kind, stream)
-            fits = [n for p, n in self._subscriptions.items() if whole.startswith(p)]
-        return sum(fits)
-
     def _wake(self) -> None:
         try:
             self._bell.send(b"\0")
@@ -306,7 +285,7 @@ class Publisher:
     def _run(self) -> None:
         try:
             poller = zmq.Poller()
-            poller.register(self._socket, zmq.POLLIN)
+            poller.register(self._outlet.socket, zmq.POLLIN)
             poller.register(self._ear, zmq.POLLIN)
             while not self._finished():
                 ready = dict(poller.poll(0 if self._queue else _IDLE_MS))
@@ -322,14 +301,9 @@ class Publisher:
             with self._changed:
                 self._closing = True
                 self._changed.notify_all()
-            self._release(self._linger_ms)
+            self._outlet.close(self._linger_ms)
             self._bell.close()
             self._ear.close()
-
-    def _release(self, linger_ms: int) -> None:
-        self._socket.close(linger=linger_ms)
-        if self._own_context:
-            self._context.term()
 
     def _finished(self) -> bool:
         with self._changed:
@@ -337,22 +311,11 @@ class Publisher:
 
     def _read_subscriptions(self) -> None:
         """Count who subscribes to what; a new subscription gets its hello and status soon."""
-        while True:
-            try:
-                request = self._socket.recv(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            if request[:1] not in {b"\0", b"\1"}:
-                continue
-            prefix = request[1:]
+        for joins, prefix in self._outlet.requests():
             with self._changed:
-                if request[0] == 1:
-                    self._subscriptions[prefix] += 1
+                self._subscriptions.change(joins, prefix)
+                if joins:
                     self._greet(prefix)
-                elif self._subscriptions[prefix] > 1:
-                    self._subscriptions[prefix] -= 1
-                else:
-                    del self._subscriptions[prefix]
                 self._changed.notify_all()
 
     def _greet(self, prefix: bytes) -> None:
@@ -388,7 +351,7 @@ class Publisher:
                 epoch=stream.epoch,
                 masks=stream.masks,
                 fps=(stream.masks - stream.counted_masks) / seconds if seconds > 0 else 0.0,
-                subscribers=self._matching("m", stream.name),
+                subscribers=self._subscriptions.matching("m", stream.name),
                 drops={**stream.drops, **self._drops},
                 lat_ms=stream.lat_ms,
                 mask=stream.mask,
@@ -445,10 +408,8 @@ class Publisher:
         return True
 
     def _try(self, message: Message, data: bytes, *, wait: bool = False) -> bool:
-        """Send if every subscriber has room, within `_SEND_SLICE_MS` or at once."""
-        try:
-            self._socket.send(data, 0 if wait else zmq.DONTWAIT)
-        except zmq.Again:
+        """Send if every subscriber has room, soon or at once; else False."""
+        if not self._outlet.send(data, wait=wait):
             return False
         self._count_sent(message)
         return True
@@ -463,9 +424,7 @@ class Publisher:
 
     def _pass_over(self, message: Message, data: bytes, waited_ns: int) -> None:
         """Send to those who have room; the others miss it, and are left alone until they read."""
-        self._socket.setsockopt(zmq.XPUB_NODROP, 0)
-        self._socket.send(data, zmq.DONTWAIT)
-        self._socket.setsockopt(zmq.XPUB_NODROP, 1)
+        self._outlet.send_past_full(data)
         self._count_sent(message)
         times = self._count_drop("subscriber_stalled")
         waited = f" (waited {waited_ns / _NS:.1f} s)" if waited_ns else ""
@@ -491,21 +450,3 @@ class Publisher:
         for stream in list(self._streams.values()):
             goodbye = Event(stream=stream.name, kind="goodbye", epoch=stream.epoch)
             self._deliver(self._stamp(goodbye))
-
-
-def _open(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-    """An XPUB socket that sees every subscription and refuses to send past a full pipe."""
-    socket = context.socket(zmq.XPUB)
-    socket.setsockopt(zmq.XPUB_VERBOSER, 1)
-    socket.setsockopt(zmq.XPUB_NODROP, 1)
-    socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER_MARK)
-    socket.setsockopt(zmq.SNDTIMEO, _SEND_SLICE_MS)
-    socket.setsockopt(zmq.SNDBUF, _SEND_BUFFER_BYTES)
-    socket.setsockopt(zmq.MAXMSGSIZE, _MAX_INBOUND_BYTES)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    return socket
-
-
-def _overlap(a: bytes, b: bytes) -> bool:
-    return a.startswith(b) or b.startswith(a)
