@@ -1,0 +1,494 @@
+"""Open-AVS: photo collages with sound and known masks, in AVSBench's layout, composed here.
+
+Everything follows from one seed: `planned` lists the clips, `composed` makes one of them, `build`
+writes them all. A clip depends on its plan and the materials alone, so neither the number of
+workers nor an interruption changes a byte. What keeps the picture from telling what sounds:
+three quarters of the single-source clips show silent objects of sounding categories too, and come
+in pairs of the same picture where the other object sounds; in some clips nothing in view sounds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from .avslayout import ClipFiles, Kind, Row, Subset, subset_folder, write_clip, write_table
+from .catalogue import CATEGORIES, Item, load, verified, wanted
+from .packages import Package, Progress, obtain, quiet
+from .pictures import Background, Cutout, Scene, read_background, read_cutout, stage
+from .sounds import Sound, Source, mixed, noise, perform, read_sources
+
+Size = Literal["ci", "standard", "full"]
+_T = TypeVar("_T")
+
+RECIPE = 1
+"""Grows with each change of what is composed from the same content and seed."""
+
+FRAME_TIMES_S = tuple(second + 0.9375 for second in range(5))
+DURATION_S = 5.0
+SAMPLE_RATE_HZ = 16_000
+
+PER_CATEGORY: dict[Size, tuple[int, int, int]] = {
+    "ci": (6, 2, 2),
+    "standard": (60, 15, 20),
+    "full": (150, 32, 32),
+}
+"""Single-source clips per category in train, val and test; half of test is novel."""
+
+SEVERAL: dict[Size, tuple[int, int, int]] = {
+    "ci": (16, 4, 8),
+    "standard": (200, 40, 60),
+    "full": (296, 64, 64),
+}
+"""Multi-source clips in train, val and test; half of test is novel."""
+
+_NEGATIVE_SHARE, _PAIRED_SHARE = 0.07, 0.75
+
+
+class BuildError(RuntimeError):
+    """A data set that cannot be composed where it was asked for: why, what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One clip to compose.
+
+    Attributes:
+        subset: ``s4`` or ``ms3``.
+        row: its line in the table, recordings and cut-outs still empty.
+        objects: categories of the objects in view, back to front is decided when staged.
+        spans: for each object the whole seconds (start, end) during which it sounds; a silent
+            one has none.
+        scene: seed of the picture; both clips of a pair have the same.
+        sound: seed of the sound.
+    """
+
+    subset: Subset
+    row: Row
+    objects: tuple[str, ...]
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+    scene: str
+    sound: str
+
+    @property
+    def pool(self) -> str:
+        """The pool of cut-outs: the split, or ``novel``."""
+        return "novel" if self.row.novel else self.row.split
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Materials:
+    """All that clips are composed of, decoded.
+
+    Attributes:
+        cutouts: by pool (``train``, ``val``, ``test``, ``novel``), then by category.
+        silent: things that never sound, by split.
+        backgrounds: by split.
+        sources: what sounds, by split, then by category.
+    """
+
+    cutouts: dict[str, dict[str, list[Cutout]]]
+    silent: dict[str, list[Cutout]]
+    backgrounds: dict[str, list[Background]]
+    sources: dict[str, dict[str, list[Source]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What `build` made: its folder, its id, and the number of clips by subset and split."""
+
+    root: Path
+    dataset_id: str
+    counts: dict[str, int]
+
+
+def build(
+    out: Path,
+    size: Size,
+    *,
+    seed: int = 0,
+    packages: Path | None = None,
+    workers: int | None = None,
+    accept_content: bool = False,
+    cache: Path | None = None,
+    progress: Progress = quiet,
+) -> Built:
+    """Compose a data set; a build that was cut short is continued.
+
+    Args:
+        out: the data set's folder: new, or one that the same call began.
+        size: how many clips (see `PER_CATEGORY` and `SEVERAL`).
+        seed: another seed gives other clips of the same content.
+        packages: folder with Debian packages; None asks apt.
+        workers: processes; None is one per core.
+        accept_content: compose from content that differs from the pinned one; the id tells.
+        cache: folder for packages; by default the user's.
+        progress: told of packages, content and clips.
+
+    Raises:
+        PackageError: a package cannot be had.
+        ContentError: content differs from the catalogue's pins.
+        BuildError: ``out`` holds something else.
+    """
+    items = load()
+    found = obtain(wanted(items), packages, cache=cache, progress=progress)
+    hashes = verified(items, found, accept=accept_content, progress=progress)
+    manifest = _manifest(hashes, size, seed, found)
+    _claim(out, manifest)
+    materials = read_materials(items, found, progress=progress)
+    plans = planned(size, seed, novel=sorted(materials.cutouts["novel"]))
+    rows = _compose_all(out, plans, materials, workers or os.cpu_count() or 1, progress)
+    counts: dict[str, int] = {}
+    for subset in ("s4", "ms3"):
+        chosen = [row for plan, row in zip(plans, rows, strict=True) if plan.subset == subset]
+        write_table(out, subset, chosen)
+        for row in chosen:
+            split = "test_novel" if row.novel else row.split
+            counts[f"{subset} {split}"] = counts.get(f"{subset} {split}", 0) + 1
+    shutil.rmtree(out / ".building")
+    _write_json(out / "dataset.json", {**manifest, "counts": counts})
+    return Built(out, str(manifest["id"]), counts)
+
+
+def read_materials(
+    items: Sequence[Item], found: dict[str, Package], *, progress: Progress = quiet
+) -> Materials:
+    """Decode all pictures and sounds of the catalogue."""
+    pictures = [item for item in items if item.kind.startswith("image")]
+    cutouts: dict[str, dict[str, list[Cutout]]] = {"train": {}, "val": {}, "novel": {}}
+    for done, item in enumerate(pictures):
+        progress("pictures", done, len(pictures))
+        pool = {"test": "novel"}.get(item.splits[0], item.splits[0])
+        data = found[item.package].read(item.path)
+        cutout = read_cutout(data, item.key, item.category, kind=item.kind)
+        cutouts[pool].setdefault(item.category, []).append(cutout)
+    progress("pictures", len(pictures), len(pictures))
+    cutouts["val"] = {**cutouts["train"], **cutouts["val"]}
+    cutouts["test"] = cutouts["train"]
+    silent: dict[str, list[Cutout]] = {"train": [], "val": [], "test": []}
+    backgrounds: dict[str, list[Background]] = {"train": [], "val": [], "test": []}
+    for item in items:
+        if item.kind == "background":
+            data = found[item.package].read(item.path)
+            backgrounds[item.splits[0]].append(read_background(data, item.key))
+        elif item.kind == "distractor":
+            data = found[item.package].read(item.path)
+            silent[item.splits[0]].append(read_cutout(data, item.key))
+    sources: dict[str, dict[str, list[Source]]] = {}
+    for done, split in enumerate(("train", "val", "test")):
+        progress("sounds", done, 3)
+        by_category = sources.setdefault(split, {})
+        for source in read_sources(items, found, split, sample_rate_hz=SAMPLE_RATE_HZ):
+            by_category.setdefault(source.category, []).append(source)
+    progress("sounds", 3, 3)
+    return Materials(cutouts, silent, backgrounds, sources)
+
+
+def planned(size: Size, seed: int, *, novel: Sequence[str] = CATEGORIES) -> list[Plan]:
+    """List all clips of a data set.
+
+    Args:
+        size: how many.
+        seed: the data set's.
+        novel: the categories that have cut-outs never seen in training.
+    """
+    plans: list[Plan] = []
+    for split, single, several in zip(
+        ("train", "val", "test"), PER_CATEGORY[size], SEVERAL[size], strict=True
+    ):
+        halves = (False, True) if split == "test" else (False,)
+        for unseen in halves:
+            categories = list(novel) if unseen else list(CATEGORIES)
+            group = f"{seed}/{split}{'/novel' * unseen}"
+            prefix = f"{split}_novel" if unseen else split
+            n = single // len(halves)
+            plans += _single_source(group, prefix, split, unseen, categories, n)
+            plans += _multi_source(group, prefix, split, unseen, categories, several // len(halves))
+    return plans
+
+
+def _single_source(
+    group: str, prefix: str, split: str, novel: bool, categories: list[str], n: int
+) -> Iterator[Plan]:
+    """Plan ``n`` clips per category: negatives, lone objects, and swap pairs."""
+    rng = _rng(group, "single")
+    order = [str(c) for c in rng.permutation(categories * n)]
+    negatives = round(_NEGATIVE_SHARE * len(order))
+    paired = 2 * round(_PAIRED_SHARE * (len(order) - negatives) / 2)
+    lone = len(order) - negatives - paired
+    numbers = dict.fromkeys(categories, 0)
+
+    def name(category: str) -> str:
+        numbers[category] += 1
+        return f"{category}_{prefix}_{numbers[category]:04d}"
+
+    def plan(
+        own: str, category: str, kind: Kind, objects: Sequence[str], sounding: int | None,
+        scene: str, pair: str | None = None,
+    ) -> Plan:  # fmt: skip
+        heard = () if sounding is None else (category,)
+        row = Row(own, split, category, heard, kind, novel, pair)
+        whole = ((0, 5),)
+        spans = tuple(whole if at == sounding else () for at in range(len(objects)))
+        return Plan("s4", row, tuple(objects), spans, f"{group}/{scene}", f"{group}/{own}")
+
+    for category in order[:negatives]:
+        own = name(category)
+        others = _others(rng, categories, [category], int(rng.integers(3)))
+        yield plan(own, category, "negative", [category, *others], None, own)
+    for category in order[negatives : negatives + lone]:
+        own = name(category)
+        yield plan(own, category, "plain", [category], 0, own)
+    for first, second in _couples(rng, order[negatives + lone :]):
+        objects = [first, second, *_others(rng, categories, [first, second], rng.random() < 0.35)]
+        one, other = name(first), name(second)
+        yield plan(one, first, "distractor", objects, 0, one, other)
+        yield plan(other, second, "swap", objects, 1, one, one)
+
+
+def _multi_source(
+    group: str, prefix: str, split: str, novel: bool, categories: list[str], n: int
+) -> Iterator[Plan]:
+    """Plan ``n`` clips in which two or three objects sound, each in whole seconds of its own."""
+    rng = _rng(group, "several")
+    for number in range(1, n + 1):
+        sounding = int(rng.integers(2, 4))
+        objects = _others(rng, categories, [], min(3, sounding + (rng.random() < 0.5)))
+        spans: list[tuple[tuple[int, int], ...]] = []
+        for at in range(len(objects)):
+            length = int(rng.integers(2, 5))
+            start = int(rng.integers(0, 6 - length))
+            spans.append(((start, start + length),) if at < sounding else ())
+        name = f"several_{prefix}_{number:04d}"
+        row = Row(name, split, None, tuple(sorted(objects[:sounding])), "plain", novel)
+        yield Plan("ms3", row, tuple(objects), tuple(spans), f"{group}/{name}", f"{group}/{name}")
+
+
+def _others(
+    rng: np.random.Generator, categories: Sequence[str], taken: Sequence[str], n: int
+) -> list[str]:
+    free = [category for category in categories if category not in taken]
+    return [str(category) for category in rng.permutation(free)[:n]]
+
+
+def _couples(rng: np.random.Generator, order: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Pair up an even number of categories so that no pair holds one twice."""
+    firsts, seconds = list(order[::2]), list(order[1::2])
+    for at, first in enumerate(firsts):
+        while seconds[at] == first:
+            to = int(rng.integers(len(seconds)))
+            if seconds[to] != first and firsts[to] != seconds[at]:
+                seconds[at], seconds[to] = seconds[to], seconds[at]
+    return zip(firsts, seconds, strict=True)
+
+
+def composed(plan: Plan, materials: Materials) -> ClipFiles:
+    """Compose one clip: five frames, their masks, five seconds of sound."""
+    scene = _staged(plan, materials)
+    pictures = [scene.frame(t_s) for t_s in FRAME_TIMES_S]
+    frames = np.stack([picture.image for picture in pictures])
+    masks = np.zeros(frames.shape[:3], np.uint8)
+    for at, spans in enumerate(plan.spans):
+        for second, picture in enumerate(pictures):
+            if any(start <= second < end for start, end in spans):
+                masks[second] |= picture.masks[at]
+    sound, recordings = _sounding(plan, materials)
+    heard = [at for at, spans in enumerate(plan.spans) if spans]
+    row = replace(
+        plan.row,
+        recording=";".join(recordings),
+        cutout=";".join(scene.cutouts[at].name for at in heard),
+    )
+    return ClipFiles(row, frames, masks, sound, SAMPLE_RATE_HZ)
+
+
+def _staged(plan: Plan, materials: Materials) -> Scene:
+    rng = _rng(plan.scene, "scene")
+    pool = materials.cutouts[plan.pool]
+    cutouts = [_one(rng, pool[category]) for category in plan.objects]
+    silent = materials.silent[plan.row.split]
+    if silent and len(cutouts) == 2 and rng.random() < 0.3:
+        cutouts.append(_one(rng, silent))
+    return stage(rng, cutouts, _one(rng, materials.backgrounds[plan.row.split]))
+
+
+def _sounding(plan: Plan, materials: Materials) -> tuple[Sound, list[str]]:
+    """Return the clip's sound and the recordings in it."""
+    rng = _rng(plan.sound, "sound")
+    sources = materials.sources[plan.row.split]
+    tracks: list[Sound] = []
+    names: list[str] = []
+    for category, spans in zip(plan.objects, plan.spans, strict=True):
+        if spans:
+            source = _one(rng, sources[category])
+            tracks.append(perform(source, rng, DURATION_S, spans))
+            names.append(source.name)
+    if plan.row.kind == "negative":
+        absent = [category for category in sources if category not in plan.objects]
+        what = rng.integers(3)
+        if what == 0:
+            n = round(DURATION_S * SAMPLE_RATE_HZ)
+            tracks.append(np.float32(0.1) * noise(rng, n, tilt=rng.uniform(0, 1)))
+            names.append("noise")
+        elif what == 1:
+            source = _one(rng, sources[_one(rng, absent)])
+            tracks.append(perform(source, rng, DURATION_S, [(0, DURATION_S)]))
+            names.append(source.name)
+    return mixed(tracks, rng, SAMPLE_RATE_HZ, DURATION_S), names
+
+
+def _one(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _rng(*parts: str) -> np.random.Generator:
+    digest = hashlib.blake2b("|".join((str(RECIPE), *parts)).encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def _compose_all(
+    out: Path, plans: Sequence[Plan], materials: Materials, workers: int, progress: Progress
+) -> list[Row]:
+    """Compose the clips that are missing and return all rows in the order of the plans."""
+    rows: dict[str, Row] = {}
+    missing: list[Plan] = []
+    for plan in plans:
+        row = _finished(out, plan)
+        if row:
+            rows[plan.row.name] = row
+        else:
+            missing.append(plan)
+    for done, row in enumerate(_results(out, missing, materials, workers), start=len(rows)):
+        progress("clips", done, len(plans))
+        rows[row.name] = row
+    progress("clips", len(plans), len(plans))
+    return [rows[plan.row.name] for plan in plans]
+
+
+def _results(out: Path, plans: Sequence[Plan], materials: Materials, workers: int) -> Iterable[Row]:
+    if workers == 1 or len(plans) < 2:
+        return (_write(out, plan, composed(plan, materials)) for plan in plans)
+    return _results_of_pool(out, plans, materials, workers)
+
+
+def _results_of_pool(
+    out: Path, plans: Sequence[Plan], materials: Materials, workers: int
+) -> Iterator[Row]:
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _begin_worker, (out, materials)
+    ) as pool:
+        try:
+            yield from pool.map(_work, plans, chunksize=4)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_worker: tuple[Path, Materials] | None = None
+
+
+def _begin_worker(out: Path, materials: Materials) -> None:
+    global _worker  # noqa: PLW0603 - a process pool's initializer has no other place to put this
+    _worker = (out, materials)
+
+
+def _work(plan: Plan) -> Row:
+    assert _worker is not None  # noqa: S101 - the pool's initializer ran
+    out, materials = _worker
+    return _write(out, plan, composed(plan, materials))
+
+
+def _write(out: Path, plan: Plan, clip: ClipFiles) -> Row:
+    """Write a clip aside, move its folders into place, then its sound, then the note on it.
+
+    Each move is atomic and the note is last, so a clip with a note is whole.
+    """
+    with tempfile.TemporaryDirectory(dir=out / ".building") as folder:
+        write_clip(Path(folder), plan.subset, clip)
+        aside, final = (subset_folder(root, plan.subset) for root in (Path(folder), out))
+        for source, target in (
+            (aside.frame(clip.row, 1).parent, final.frame(clip.row, 1).parent),
+            (aside.mask(clip.row, 1).parent, final.mask(clip.row, 1).parent),
+            (aside.sound(clip.row), final.sound(clip.row)),
+        ):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                shutil.rmtree(target)
+            source.replace(target)
+    noted = {"recording": clip.row.recording, "cutout": clip.row.cutout}
+    _write_json(_note(out, plan), noted)
+    return clip.row
+
+
+def _note(out: Path, plan: Plan) -> Path:
+    return out / ".building" / f"{plan.subset} {plan.row.name}.json"
+
+
+def _finished(out: Path, plan: Plan) -> Row | None:
+    """Return a clip's row if an earlier run of this build wrote it."""
+    note = _note(out, plan)
+    if not note.is_file() or not subset_folder(out, plan.subset).sound(plan.row).is_file():
+        return None
+    noted = json.loads(note.read_text(encoding="utf-8"))
+    return replace(plan.row, recording=noted["recording"], cutout=noted["cutout"])
+
+
+def _claim(out: Path, manifest: dict[str, object]) -> None:
+    """Make ``out`` ours: new, or begun by the same call.
+
+    Raises:
+        BuildError: it holds another data set, or other files.
+    """
+    mark = out / ".building" / "id"
+    done = out / "dataset.json"
+    if done.is_file():
+        found = json.loads(done.read_text(encoding="utf-8")).get("id")
+        if found != manifest["id"]:
+            raise BuildError(
+                f"{out} holds data set {found}; this call makes {manifest['id']}. "
+                "Name another folder, or delete that one"
+            )
+    elif mark.is_file():
+        found = mark.read_text(encoding="utf-8")
+        if found != manifest["id"]:
+            raise BuildError(
+                f"{out} holds the beginning of data set {found}; this call makes "
+                f"{manifest['id']}. Continue it with its own size, seed and packages, or delete it"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BuildError(f"{out} is not empty and no data set of ours; name a new folder")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(str(manifest["id"]), encoding="utf-8")
+
+
+def _manifest(
+    hashes: dict[str, str], size: Size, seed: int, found: dict[str, Package]
+) -> dict[str, object]:
+    """Return what ``dataset.json`` says of the data set before it is composed."""
+    named = json.dumps([RECIPE, size, seed, sorted(hashes.items())]).encode()
+    return {
+        "id": f"open-avs-{size}-{hashlib.sha256(named).hexdigest()[:16]}",
+        "name": "Open-AVS",
+        "recipe": RECIPE,
+        "size": size,
+        "seed": seed,
+        "packages": {name: package.version for name, package in sorted(found.items())},
+        "content": dict(sorted(hashes.items())),
+        "note": "Photo collages; results on them are not comparable with AVSBench's.",
+    }
+
+
+def _write_json(path: Path, content: object) -> None:
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    aside.replace(path)

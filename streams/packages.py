@@ -1,0 +1,334 @@
+"""Debian packages as folders of files, without root and without installing anything.
+
+A package comes from a folder that the user names (``.deb`` files or unpacked trees) or from apt,
+which then runs with state, lists and cache of its own. A ``.deb`` is unpacked here (an ``ar``
+archive of tarballs), only the files that are asked for, into a cache; the same files are not
+unpacked twice. A path may reach into a Qt resource bundle: ``bundle.rcc!path/inside``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import struct
+import subprocess
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import zstandard
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what is being done, steps done, steps in all)."""
+
+
+class PackageError(RuntimeError):
+    """A package or a file of one cannot be had: which, why, and what to do."""
+
+
+def quiet(_what: str, _done: int, _total: int) -> None:
+    """Report no progress."""
+
+
+def cache_folder() -> Path:
+    """Return the user's cache for packages: ``$XDG_CACHE_HOME/atlasd``, by default ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlasd" / "packages"
+
+
+@dataclass(slots=True)
+class Package:
+    """The files of one unpacked package.
+
+    Attributes:
+        name: the package's name.
+        version: its Debian version; ``unknown`` for a tree that was unpacked elsewhere.
+        root: folder that stands for ``/``.
+    """
+
+    name: str
+    version: str
+    root: Path
+    _bundles: dict[str, ResourceBundle] = field(default_factory=dict, repr=False)
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of a file, or of an entry ``bundle.rcc!entry`` of a resource bundle.
+
+        Raises:
+            PackageError: the package has no such file.
+        """
+        outer, _, inner = path.partition("!")
+        if inner and outer in self._bundles:
+            return self._bundles[outer].read(inner)
+        file = self.root / outer.lstrip("/")
+        if not file.is_file():
+            raise PackageError(
+                f"{self.name} {self.version} has no {outer} (looked in {self.root}); "
+                "another release of the package may lack it"
+            )
+        data = file.read_bytes()
+        if not inner:
+            return data
+        self._bundles[outer] = ResourceBundle(data, f"{self.name}:{outer}")
+        return self._bundles[outer].read(inner)
+
+
+class ResourceBundle:
+    """A Qt resource bundle (``.rcc``), formats 1 to 3.
+
+    The header names three tables: a tree of nodes, their names in UTF-16, and the entries' bytes,
+    each behind its length and plain, deflated (behind four bytes of size) or a zstd frame.
+    """
+
+    _DEFLATED, _FOLDER, _ZSTD = 1, 2, 4
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self._data, self._name = data, name
+        try:
+            magic, version, tree, self._payload, self._names = struct.unpack_from(">4s4I", data)
+            if magic != b"qres" or version not in (1, 2, 3):
+                raise PackageError(
+                    f"{name} begins with {data[:8]!r}; a Qt resource bundle begins with "
+                    "b'qres' and version 1, 2 or 3"
+                )
+            self._tree, self._node_size = tree, 14 if version == 1 else 22
+            self._entries = dict(self._walk(0, PurePosixPath()))
+        except (struct.error, UnicodeDecodeError, RecursionError) as error:
+            raise PackageError(f"{name} is damaged: {error}") from error
+
+    def paths(self) -> list[str]:
+        """Return the paths of all entries."""
+        return sorted(self._entries)
+
+    def read(self, path: str) -> bytes:
+        """Return the bytes of one entry."""
+        if path not in self._entries:
+            raise PackageError(f"{self._name} has no entry {path}; it has {len(self._entries)}")
+        flags, offset = self._entries[path]
+        try:
+            (length,) = struct.unpack_from(">I", self._data, offset)
+            raw = self._data[offset + 4 : offset + 4 + length]
+            if flags & self._DEFLATED:
+                return zlib.decompress(raw[4:])
+            if flags & self._ZSTD:
+                return zstandard.ZstdDecompressor().decompressobj().decompress(raw)
+        except (struct.error, zlib.error, zstandard.ZstdError) as error:
+            raise PackageError(f"{self._name}!{path} is damaged: {error}") from error
+        return raw
+
+    def _walk(self, node: int, parent: PurePosixPath) -> Iterator[tuple[str, tuple[int, int]]]:
+        name_at, flags, first, second = struct.unpack_from(
+            ">IHII", self._data, self._tree + node * self._node_size
+        )
+        path = parent / self._node_name(name_at) if node else parent
+        if not flags & self._FOLDER:
+            yield str(path), (flags, self._payload + second)
+            return
+        for child in range(second, second + first):
+            if child <= node:
+                raise PackageError(f"{self._name} is damaged: node {node} holds node {child}")
+            yield from self._walk(child, path)
+
+    def _node_name(self, at: int) -> str:
+        start = self._names + at
+        (length,) = struct.unpack_from(">H", self._data, start)
+        return self._data[start + 6 : start + 6 + 2 * length].decode("utf-16-be")
+
+
+def obtain(
+    wanted: dict[str, Iterable[str]],
+    packages: Path | None = None,
+    *,
+    cache: Path | None = None,
+    progress: Progress = quiet,
+) -> dict[str, Package]:
+    """Bring packages onto this machine and unpack the wanted files.
+
+    Args:
+        wanted: for each package's name the paths that are needed of it.
+        packages: folder with ``.deb`` files (``name_version_arch.deb``) or unpacked trees
+            (``name/usr/...``); None asks apt.
+        cache: where downloads and unpacked files are kept; by default `cache_folder`.
+        progress: told of each package.
+
+    Returns:
+        The packages by name.
+
+    Raises:
+        PackageError: a package cannot be had, is damaged, or lacks a wanted file.
+    """
+    cache = cache or cache_folder()
+    found: dict[str, Package] = {}
+    if packages is not None and not packages.is_dir():
+        raise PackageError(f"{packages} is no folder; name one with .deb files or unpacked trees")
+    apt = _Apt(cache) if packages is None else None
+    for done, (name, paths) in enumerate(sorted(wanted.items())):
+        progress(f"package {name}", done, len(wanted))
+        outer = sorted({path.partition("!")[0] for path in paths})
+        if packages is not None and (packages / name / "usr").is_dir():
+            found[name] = Package(name, "unknown", packages / name)
+        else:
+            deb = _deb_in(packages, name) if packages is not None else None
+            deb = deb or (apt.download(name) if apt else None)
+            if deb is None:
+                raise PackageError(
+                    f"{packages} holds neither {name}_*.deb nor {name}/usr; put it there "
+                    f"(apt-get download {name}) or leave --packages out where apt is at hand"
+                )
+            found[name] = unpack(deb, outer, cache / "unpacked")
+    progress("packages", len(wanted), len(wanted))
+    return found
+
+
+def _deb_in(folder: Path, name: str) -> Path | None:
+    debs = sorted(folder.glob(f"{name}_*.deb"))
+    if len(debs) > 1:
+        names = ", ".join(deb.name for deb in debs)
+        raise PackageError(f"{folder} holds {len(debs)} versions of {name} ({names}); keep one")
+    return debs[0] if debs else None
+
+
+class _Apt:
+    """apt-get with lists, state and cache in a folder of ours; no root, nothing installed."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._debs = cache / "debs"
+        if shutil.which("apt-get") is None:
+            raise PackageError(
+                "apt-get is not on this machine. On Debian, Ubuntu or WSL it is; elsewhere "
+                "download the packages and pass their folder with --packages"
+            )
+        self._updated = False
+
+    def download(self, name: str) -> Path:
+        """Return the package's ``.deb``, downloaded once for each candidate version."""
+        if not self._updated:
+            for folder in ("lists/partial", "archives/partial"):
+                (self._cache / "apt" / folder).mkdir(parents=True, exist_ok=True)
+            self._debs.mkdir(parents=True, exist_ok=True)
+            self._run("update", self._cache)
+            self._updated = True
+        with tempfile.TemporaryDirectory(dir=self._cache) as folder:
+            known = self._run(f"--print-uris download {name}", self._cache).split()
+            file = known[1] if len(known) > 1 else ""
+            if file and (self._debs / file).is_file():
+                return self._debs / file
+            self._run(f"download {name}", Path(folder))
+            debs = list(Path(folder).glob("*.deb"))
+            if len(debs) != 1:
+                raise PackageError(f"apt-get download {name} left {len(debs)} files, not one")
+            return debs[0].replace(self._debs / debs[0].name)
+
+    def _run(self, command: str, where: Path) -> str:
+        own = self._cache / "apt"
+        options = {
+            "Dir::State::lists": own / "lists",
+            "Dir::Cache": own,
+            "Dir::Cache::archives": own / "archives",
+            "Debug::NoLocking": "1",
+            "APT::Sandbox::User": "",
+        }
+        arguments = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
+        done = subprocess.run(
+            ["apt-get", "-q", *arguments, *command.split()],
+            cwd=where,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
+            raise PackageError(
+                f"apt-get {command} failed: {' '.join(last)}. Check the network and the apt "
+                "sources, or download the packages and pass their folder with --packages"
+            )
+        return done.stdout
+
+
+def unpack(deb: Path, paths: Iterable[str], into: Path) -> Package:
+    """Unpack the given files of a ``.deb`` below ``into/<name>_<version>`` and return the package.
+
+    Symbolic links are followed within the package. Files that lie there already stay.
+    """
+    name, version = _identity(deb)
+    root = into / f"{name}_{version.replace(':', '%3a')}"
+    missing = {path.lstrip("/") for path in paths if not (root / path.lstrip("/")).is_file()}
+    links: dict[str, str] = {}
+    if missing:
+        with _data_tar(deb) as archive:
+            for member in archive:
+                path = member.name.removeprefix("./")
+                if path not in missing:
+                    continue
+                if member.issym():
+                    links[path] = os.path.normpath(f"{Path(path).parent}/{member.linkname}")
+                elif member.isfile() and (content := archive.extractfile(member)):
+                    _write_whole(root / path, content)
+                    missing.discard(path)
+                if not missing:
+                    break
+    if links:
+        unpack(deb, links.values(), into)
+        for path, target in links.items():
+            with (root / target).open("rb") as content:
+                _write_whole(root / path, content)
+            missing.discard(path)
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise PackageError(
+            f"{name} {version} lacks {len(missing)} of the files that are wanted of it ({some}); "
+            "another release of the package may have them elsewhere"
+        )
+    return Package(name, version, root)
+
+
+def _identity(deb: Path) -> tuple[str, str]:
+    parts = deb.stem.split("_")
+    if len(parts) < 2:
+        raise PackageError(f"{deb.name} is not named name_version_architecture.deb")
+    return parts[0], parts[1].replace("%3a", ":")
+
+
+def _write_whole(path: Path, content: io.BufferedIOBase | BinaryIO | object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        shutil.copyfileobj(content, file)  # pyright: ignore[reportArgumentType]
+    Path(file.name).replace(path)
+
+
+@contextlib.contextmanager
+def _data_tar(deb: Path) -> Iterator[tarfile.TarFile]:
+    """Open the tarball of files inside a ``.deb`` as a stream."""
+    with deb.open("rb") as file:
+        try:
+            yield _open_member(file, deb)
+        except (tarfile.TarError, EOFError, zstandard.ZstdError, OSError) as error:
+            if isinstance(error, PackageError):
+                raise
+            raise PackageError(
+                f"{deb} is damaged or cut short ({error}); delete it and download it again"
+            ) from error
+
+
+def _open_member(file: BinaryIO, deb: Path) -> tarfile.TarFile:
+    if file.read(8) != b"!<arch>\n":
+        raise PackageError(f"{deb} is no Debian package: it does not begin with '!<arch>'")
+    while len(header := file.read(60)) == 60:
+        name = header[:16].decode("ascii", "replace").strip().rstrip("/")
+        size = int(header[48:58])
+        if name.startswith("data.tar"):
+            kind = name.removeprefix("data.tar").lstrip(".")
+            if kind == "zst":
+                stream = zstandard.ZstdDecompressor().stream_reader(file)
+                return tarfile.open(fileobj=stream, mode="r|")
+            if kind in ("", "gz", "bz2", "xz"):
+                return tarfile.open(fileobj=file, mode=f"r|{kind}")
+            raise PackageError(f"{deb} packs its files as {name}; known are gz, bz2, xz and zst")
+        file.seek(size + size % 2, io.SEEK_CUR)
+    raise PackageError(f"{deb} holds no data.tar; it is cut short: download it again")
