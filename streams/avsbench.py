@@ -181,12 +181,12 @@ class Entry:
 
     @property
     def category(self) -> str | None:
-        """The class, where the clip has one."""
+        """The class; of a negative, a silent one in view; None in MS3."""
         return self.row.category
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """All classes that sound in the clip; empty where nobody says."""
+        """The classes that sound in view; empty where nothing does or nobody says."""
         return self.row.categories
 
     @property

@@ -53,8 +53,9 @@ class Row:
     Attributes:
         name: the clip's name, also that of its files.
         split: the split as the table and the folders have it.
-        category: the class of a single-source clip; None in MS3.
-        categories: all classes that sound in the clip; empty where nobody says.
+        category: the class of a single-source clip (of a negative: a silent one, for the folder's
+            sake); None in MS3.
+        categories: the classes that sound in view; empty where nothing does or nobody says.
         kind: how the clip was composed; AVSBench's own are ``plain``.
         novel: whether its cut-outs were never seen in training (Open-AVS's ``test_novel``).
         pair: name of the swap partner, or None.
@@ -188,7 +189,7 @@ def _row(path: Path, number: int, cells: Sequence[str], at: Mapping[str, int], s
         name=name,
         split=split,
         category=category or None,
-        categories=several or ((category,) if category else ()),
+        categories=several or ((category,) if category and kind != "negative" else ()),
         kind=kind,
         novel=novel == "1" or split == "test_novel",
         pair=cell("pair") or None,
