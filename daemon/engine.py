@@ -1,0 +1,339 @@
+"""Engines: from samples to mask logits.
+
+An engine owns a network on a device and the buffers in front of it. The pipeline knows only the
+`Engine` protocol, so that another runtime can stand in. `TorchEngine` runs the serving form of the
+network (LoRA merged, BatchNorm folded): fp32 on a CPU, autocast on CUDA with pinned staging.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..model.atlas import Atlas
+from ..streams.clips import Sample
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_WARM_PASSES = 3
+
+
+class EngineError(Exception):
+    """A network, a device or a sample that an engine cannot work with."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What an engine says about one sample.
+
+    Attributes:
+        logits: float32 (H, W), at the network's resolution; above 0 the pixel sounds. The array
+            belongs to the receiver: no later call writes into it.
+        class_scores: float32 (C,), softmax over the network's categories, or None without a head.
+        rung: step of the ladder of input sizes that was used, 0 the largest.
+        pre_ms: staging, colour normalisation and log-mel, for the whole batch.
+        infer_ms: the forward pass of the whole batch.
+        post_ms: bringing the batch's logits to the host.
+        preset: name of the network's preset.
+        version: version of the weights.
+    """
+
+    logits: NDArray[np.float32]
+    class_scores: NDArray[np.float32] | None
+    rung: int
+    pre_ms: float
+    infer_ms: float
+    post_ms: float
+    preset: str
+    version: str
+
+
+class Engine(Protocol):
+    """What the pipeline needs of a network at work.
+
+    Attributes:
+        image_px: side of the square pictures that it takes.
+        sample_rate_hz: rate of the sound that it takes.
+        window_s: seconds of sound that belong to a picture.
+        categories: names of the classes it scores; empty without a class head.
+        preset: name of the network's preset.
+        version: version of the weights.
+        batch: most samples that one call takes.
+    """
+
+    image_px: int
+    sample_rate_hz: int
+    window_s: float
+    categories: tuple[str, ...]
+    preset: str
+    version: str
+    batch: int
+
+    def warm(self) -> None:
+        """Make the first `infer` as fast as the later ones."""
+        ...
+
+    def infer(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """One prediction for each of 1 to ``batch`` samples, in order."""
+        ...
+
+    def close(self) -> None:
+        """Free the device's memory; closing twice is harmless."""
+        ...
+
+
+class TorchEngine:
+    """The serving form of an ATLAS network in torch.
+
+    Call it from one thread. Input buffers are made once, pinned on CUDA, and reused.
+
+    Args:
+        network: a network; its serving form is made here, the network itself stays as it is.
+        device: ``auto`` (the first CUDA device, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads of torch in this process; 0 chooses by the machine, see
+            `automatic_threads`.
+        precision: ``auto`` is fp32 on a CPU and bf16 (fp16 on older devices) autocast on CUDA.
+            The log-mel front end is fp32 always.
+        batch: most samples that one call of `infer` takes.
+        allow_untrained: serve a network whose decoder was never trained: tests and benchmarks.
+
+    Raises:
+        WeightsError: an untrained network.
+        EngineError: a device that is not here, fp16 on a CPU.
+    """
+
+    def __init__(
+        self,
+        network: Atlas,
+        device: str = "auto",
+        threads: int = 0,
+        precision: Precision = "auto",
+        *,
+        batch: int = 1,
+        allow_untrained: bool = False,
+    ) -> None:
+        preset = network.preset
+        if not allow_untrained:
+            network.require_trained()
+        self.device = _device(device)
+        self.threads = threads or automatic_threads()
+        self.image_px = preset.image_px
+        self.sample_rate_hz = preset.sample_rate_hz
+        self.window_s = preset.window_s
+        self.categories = tuple(preset.categories)
+        self.preset = preset.name
+        self.version = network.version
+        self.batch = batch
+        self._dtype = _autocast_dtype(precision, self.device)
+        torch.set_num_threads(self.threads)
+        self._network: Atlas | None = network.for_serving().to(
+            self.device, memory_format=torch.channels_last
+        )
+        self._host = _Staging.allocate(self, torch.device("cpu"))
+        self._input = (
+            self._host if self.device.type == "cpu" else _Staging.allocate(self, self.device)
+        )
+
+    @property
+    def network(self) -> Atlas:
+        """The serving form of the network, on the engine's device.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        if self._network is None:
+            raise EngineError("this engine is closed; make another one")
+        return self._network
+
+    def warm(self) -> None:
+        """Run a few empty batches, so that kernels are chosen and memory is there."""
+        torch.set_num_threads(self.threads)
+        self._host.images.zero_()
+        self._host.sound.zero_()
+        for _ in range(_WARM_PASSES):
+            self._run(self.batch)
+
+    def infer(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """One prediction for each sample, in order.
+
+        Raises:
+            EngineError: too many samples, or one of another size or rate than the network takes.
+        """
+        begin = time.perf_counter()
+        if not 1 <= len(samples) <= self.batch:
+            raise EngineError(
+                f"got {len(samples)} samples; this engine takes 1 to {self.batch} at once"
+            )
+        for place, sample in enumerate(samples):
+            self._host.put(place, sample)
+        return self._run(len(samples), begin)
+
+    def close(self) -> None:
+        """Free the network and, on CUDA, its cached memory."""
+        if self._network is None:
+            return
+        self._network = None
+        self._input = self._host
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _run(self, n: int, begin: float | None = None) -> list[Prediction]:
+        """Predict from the first ``n`` staged samples; ``begin`` is when staging began."""
+        network = self.network
+        watch = _Stopwatch(self.device, begin)
+        images, sound = self._input.images[:n], self._input.sound[:n]
+        if self._input is not self._host:
+            images.copy_(self._host.images[:n], non_blocking=True)
+            sound.copy_(self._host.sound[:n], non_blocking=True)
+        frames = network.normalise(images)
+        log_mel = network.log_mel(sound)
+        watch.lap()
+        with self._autocast():
+            out = network(frames, log_mel)
+        watch.lap()
+        logits = out.mask_logits.float().cpu().numpy()
+        classes = out.class_logits
+        scores = None if classes is None else classes.float().softmax(dim=-1).cpu().numpy()
+        pre_ms, infer_ms, post_ms = watch.laps_ms()
+        return [
+            Prediction(
+                logits=logits[i],
+                class_scores=None if scores is None else scores[i],
+                rung=0,
+                pre_ms=pre_ms,
+                infer_ms=infer_ms,
+                post_ms=post_ms,
+                preset=self.preset,
+                version=self.version,
+            )
+            for i in range(n)
+        ]
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Staging:
+    """Input buffers: ``images`` uint8 (B, px, px, 3), ``sound`` float32 (B, n)."""
+
+    images: torch.Tensor
+    sound: torch.Tensor
+    sample_rate_hz: int
+
+    @classmethod
+    def allocate(cls, engine: TorchEngine, device: torch.device) -> _Staging:
+        px, n = engine.image_px, round(engine.window_s * engine.sample_rate_hz)
+        pinned = device.type == "cpu" and engine.device.type == "cuda"
+        return cls(
+            torch.zeros(
+                (engine.batch, px, px, 3), dtype=torch.uint8, device=device, pin_memory=pinned
+            ),
+            torch.zeros((engine.batch, n), dtype=torch.float32, device=device, pin_memory=pinned),
+            engine.sample_rate_hz,
+        )
+
+    def put(self, place: int, sample: Sample) -> None:
+        """Copy a sample into row ``place``."""
+        image, window = sample.frame.image, sample.window
+        want_image, want_n = tuple(self.images.shape[1:]), self.sound.shape[1]
+        if image.shape != want_image:
+            raise EngineError(
+                f"the frame is {image.shape}; this network takes {want_image}: open the source"
+                f" with image_size_px=({want_image[1]}, {want_image[0]})"
+            )
+        if window.samples.size != want_n or window.sample_rate_hz != self.sample_rate_hz:
+            raise EngineError(
+                f"the window holds {window.samples.size} samples at {window.sample_rate_hz} Hz;"
+                f" this network takes {want_n} at {self.sample_rate_hz} Hz"
+            )
+        np.copyto(self.images[place].numpy(), image)
+        np.copyto(self.sound[place].numpy(), window.samples)
+
+
+class _Stopwatch:
+    """Laps on the host's clock, or by events on a CUDA stream, which do not hold it up."""
+
+    def __init__(self, device: torch.device, begin: float | None) -> None:
+        self._cuda = device.type == "cuda"
+        now = time.perf_counter()
+        self._before_ms = 0.0 if begin is None else 1e3 * (now - begin)
+        self._marks: list[float] = []
+        self._events: list[torch.cuda.Event] = []
+        self.lap()
+
+    def lap(self) -> None:
+        """End a lap and begin the next."""
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._events.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def laps_ms(self) -> list[float]:
+        """Durations so far, the last lap ended now, the first with what came before."""
+        self.lap()
+        if self._cuda:
+            self._events[-1].synchronize()
+            pairs = zip(self._events, self._events[1:], strict=False)
+            laps = [first.elapsed_time(second) for first, second in pairs]
+        else:
+            marks = zip(self._marks, self._marks[1:], strict=False)
+            laps = [1e3 * (second - first) for first, second in marks]
+        laps[0] += self._before_ms
+        return laps
+
+
+def automatic_threads() -> int:
+    """CPU threads for the network where none are asked for: all cores but one, at least one.
+
+    The spare core decodes.
+    """
+    return max(1, _cores() - 1)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EngineError(f"device {name!r} is not known; use auto, cpu or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise EngineError(f"device {name!r} is not supported; use auto, cpu or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EngineError(
+            f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices;"
+            " use auto or cpu"
+        )
+    return device
+
+
+def _autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The autocast type, or None for fp32 throughout."""
+    if precision == "auto":
+        if device.type == "cpu":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if precision == "fp16" and device.type == "cpu":
+        raise EngineError("precision fp16 needs a CUDA device; use auto, fp32 or bf16 on a CPU")
+    return _DTYPES.get(precision)
