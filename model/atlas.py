@@ -19,7 +19,7 @@ from .decoder import Decoder
 from .folding import fold_batch_norm
 from .fusion import ClassHead, Conditioning, Fusion
 from .lora import merge
-from .pretrained import WeightsError
+from .pretrained import PublishedFile, WeightsError
 from .visual import CnnEncoder, VitEncoder
 
 UNTRAINED = "untrained"
@@ -45,7 +45,8 @@ class Preset:
         name: what users call it.
         visual: makes the visual encoder, with random weights.
         audio: makes the audio encoder, with random weights.
-        backbone: names the pretrained weights of the visual backbone; empty: it has none.
+        backbone_file: the published weights of the visual backbone; None: there are none.
+        audio_file: the published weights of the audio encoder; None: they ship with the network.
         mean: of pictures scaled to 0..1, one for all channels.
         std: likewise.
         image_px: side of the square input.
@@ -60,9 +61,10 @@ class Preset:
     name: str
     visual: Callable[[], VitEncoder | CnnEncoder]
     audio: Callable[[], Cnn14 | AudioCnn]
-    backbone: str
-    mean: float
-    std: float
+    backbone_file: PublishedFile | None = None
+    audio_file: PublishedFile | None = None
+    mean: float = 0.5
+    std: float = 0.5
     image_px: int = 224
     window_s: float = 1.0
     front_end: FrontEnd = PANN_32K
@@ -87,6 +89,8 @@ class Atlas(nn.Module):
         preset: what it was built from.
         version: names the weights; `untrained` before training.
         trained: whether the decoder was trained.
+        published: the frozen parts (`backbone`, `audio`) that hold published weights; checkpoints
+            leave these out.
     """
 
     def __init__(self, preset: Preset) -> None:
@@ -95,6 +99,7 @@ class Atlas(nn.Module):
         self.preset = preset
         self.version = UNTRAINED
         self.trained = False
+        self.published: frozenset[str] = frozenset()
         self.log_mel = LogMel(preset.front_end)
         self.visual = preset.visual()
         self.audio = preset.audio().requires_grad_(requires_grad=False)

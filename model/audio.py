@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .pretrained import TensorDict, WeightsError, check_tensors
+
 N_AUDIOSET_CLASSES = 527
 
 
@@ -215,6 +217,50 @@ class Cnn14(nn.Module):
         """Probabilities (B, 527) of AudioSet's classes for embeddings (B, 2048)."""
         return torch.sigmoid(self.fc_audioset(embedding))
 
+    def load_published(self, state: TensorDict, front_end: FrontEnd, source: str) -> None:
+        """Takes the weights of PANN's authors.
+
+        Args:
+            state: the 84 tensors of `Cnn14` or `Cnn14_16k`. Three of them are the front end that
+                the weights were trained with; they are compared with `front_end` and not kept.
+            front_end: what the log-mel spectrograms are made with here.
+            source: names the file in errors.
+
+        Raises:
+            WeightsError: names or shapes differ, values are not finite, or the weights were trained
+                with another front end.
+        """
+        front = _published_front_end(front_end)
+        for name, expected in front.items():
+            found = state.get(name)
+            if found is None:
+                raise WeightsError(f"{source} lacks {name}: it is not a checkpoint of PANN's Cnn14")
+            tolerance = 1e-4 * float(expected.abs().max())
+            if found.shape != expected.shape or bool((found - expected).abs().max() > tolerance):
+                raise WeightsError(
+                    f"{source}: {name} {tuple(found.shape)} is not that of a front end at "
+                    f"{front_end.sample_rate_hz} Hz {tuple(expected.shape)}; Cnn14_mAP=0.431.pth "
+                    "is for 32 kHz (preset atlas), Cnn14_16k_mAP=0.438.pth for 16 kHz (preset "
+                    "atlas-16k)"
+                )
+        body = {name: tensor for name, tensor in state.items() if name not in front}
+        check_tensors(body, self.state_dict(), source)
+        self.load_state_dict(body)
+
+
+def _published_front_end(front_end: FrontEnd) -> TensorDict:
+    """The front end's constants as torchlibrosa names and shapes them."""
+    n = np.arange(front_end.window)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * n / front_end.window)
+    angles = 2 * np.pi / front_end.window * np.outer(n[: front_end.window // 2 + 1], n)  # (F, N)
+    stft = "spectrogram_extractor.stft.conv_"
+    arrays = {
+        f"{stft}real.weight": (np.cos(angles) * hann)[:, None],
+        f"{stft}imag.weight": (-np.sin(angles) * hann)[:, None],
+        "logmel_extractor.melW": mel_weights(front_end),
+    }
+    return {name: torch.from_numpy(a.astype(np.float32)) for name, a in arrays.items()}
+
 
 class AudioCnn(nn.Module):
     """A small CNN in PANN's manner, trained by `atlasd train` and frozen in the network.
@@ -223,7 +269,9 @@ class AudioCnn(nn.Module):
     folded into the convolutions for serving.
     """
 
-    def __init__(self, widths: Sequence[int] = (32, 64, 128, 256), embedding_dim: int = 256):
+    def __init__(
+        self, widths: Sequence[int] = (32, 64, 128, 256), embedding_dim: int = 256
+    ) -> None:
         """Lays the layers out.
 
         Args:
@@ -240,9 +288,11 @@ class AudioCnn(nn.Module):
         previous = stem
         for depth, width in enumerate(blocks):
             layers += _conv_bn_relu(previous, width, stride=1)
-            if depth:
-                layers += _conv_bn_relu(width, width, stride=1)
-            layers.append(nn.AvgPool2d(2 if depth < 2 else (1, 2)))
+            if depth < 2:
+                layers += [*_conv_bn_relu(width, width, stride=1)] * (depth > 0)
+                layers.append(nn.AvgPool2d(2))
+            else:
+                layers += [nn.AvgPool2d((1, 2)), *_conv_bn_relu(width, width, stride=1)]
             previous = width
         self.layers = nn.Sequential(*layers)
         self.fc = nn.Linear(self.token_dim, embedding_dim)

