@@ -71,19 +71,46 @@ def draw_motion(rng: np.random.Generator, x: float, y: float, max_angle_deg: flo
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Actor:
-    """An object in a scene.
+    """An object in a scene; see `cast_actor`.
 
     Attributes:
         category: its class.
-        sprite: RGBA picture whose alpha is the matte.
-        size: its height (before rotation), fraction of the frame's height.
+        sprite: RGBA picture of the object and its shadow.
+        matte: picture of mode L and the sprite's size: the object alone.
+        size: the sprite's height (before rotation), fraction of the frame's height.
         motion: where it is when.
     """
 
     category: str
     sprite: Image.Image
+    matte: Image.Image
     size: float
     motion: Motion
+
+
+def cast_actor(
+    category: str, cutout: Image.Image, size: float, motion: Motion, shadow: float = 0.3
+) -> Actor:
+    """Makes an actor of a cut-out object.
+
+    Args:
+        category: its class.
+        cutout: RGBA picture whose alpha is the matte.
+        size: its height, fraction of the frame's height.
+        motion: where it is when.
+        shadow: darkness of the soft shadow under it, 0 to 1.
+    """
+    reach = max(2, max(cutout.size) // 24)
+    wide, high = cutout.width + 4 * reach, cutout.height + 4 * reach
+    matte = Image.new("L", (wide, high))
+    matte.paste(cutout.getchannel("A"), (2 * reach, 2 * reach))
+    dark = Image.new("L", (wide, high))
+    dark.paste(matte, (reach // 2, reach))
+    dark = dark.filter(ImageFilter.BoxBlur(reach)).point([int(v * shadow) for v in range(256)])
+    sprite = Image.new("RGBA", (wide, high))
+    sprite.putalpha(dark)
+    sprite.alpha_composite(cutout, (2 * reach, 2 * reach))
+    return Actor(category, sprite, matte, size * high / cutout.height, motion)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,14 +122,12 @@ class Scene:
         actors: the objects, back to front.
         aspect: width by height of the world.
         pan: the background's sway.
-        shadow: darkness of the objects' soft shadows, 0 to 1.
     """
 
     background: Image.Image
     actors: tuple[Actor, ...]
     aspect: float
     pan: Motion
-    shadow: float = 0.3
 
     def draw(
         self, time_s: float, size_px: tuple[int, int]
@@ -120,13 +145,9 @@ class Scene:
         picture = self._background(time_s, size_px)
         masks = np.zeros((len(self.actors), height, width), dtype=np.bool_)
         for index, actor in enumerate(self.actors):
-            if self.shadow > 0:
-                dark, corner = _place(_shadow_of(actor.sprite), actor, time_s, size_px, self.aspect)
-                alpha = dark.getchannel("A").point([int(v * self.shadow) for v in range(256)])
-                picture.paste((0, 0, 0), corner, alpha)
-            layer, corner = _place(actor.sprite, actor, time_s, size_px, self.aspect)
+            layer, matte, corner = _place(actor, time_s, size_px, self.aspect)
             picture.paste(layer, corner, layer)
-            covered = np.asarray(layer.getchannel("A")) > 127
+            covered = np.asarray(matte) > 127
             left, top = corner
             rows, columns = slice(top, top + layer.height), slice(left, left + layer.width)
             masks[:index, rows, columns] &= ~covered
@@ -145,28 +166,18 @@ class Scene:
         return self.background.resize(size_px, Image.Resampling.BILINEAR, box=box)
 
 
-def _shadow_of(sprite: Image.Image) -> Image.Image:
-    """The sprite's alpha, blurred and shifted down and right, as a black RGBA of its size."""
-    reach = max(sprite.size) / 24
-    alpha = sprite.getchannel("A")
-    shifted = Image.new("L", alpha.size)
-    shifted.paste(alpha, (round(reach / 2), round(reach)))
-    shadow = Image.new("RGBA", sprite.size)
-    shadow.putalpha(shifted.filter(ImageFilter.BoxBlur(reach)))
-    return shadow
-
-
 def _place(
-    sprite: Image.Image, actor: Actor, time_s: float, size_px: tuple[int, int], aspect: float
-) -> tuple[Image.Image, tuple[int, int]]:
-    """Rotates, scales and squashes a sprite; returns the layer and its top left corner."""
+    actor: Actor, time_s: float, size_px: tuple[int, int], aspect: float
+) -> tuple[Image.Image, Image.Image, tuple[int, int]]:
+    """Rotates, scales and squashes an actor: its layer, its matte, their top left corner."""
+    sprite, matte = actor.sprite, actor.matte
     width, height = size_px
     x, y, angle = actor.motion.at(time_s)
     pixels_y = height * actor.size / sprite.height
     pixels_x = pixels_y * (width / height) / aspect
     shrink = int(1 / max(pixels_x, pixels_y, 1e-6))
     if shrink > 1:
-        sprite = sprite.reduce(shrink)
+        sprite, matte = sprite.reduce(shrink), matte.reduce(shrink)
         pixels_x, pixels_y = pixels_x * shrink, pixels_y * shrink
     cos, sin = math.cos(angle), math.sin(angle)
     half_x = (abs(cos) * sprite.width + abs(sin) * sprite.height) / 2 * pixels_x
@@ -180,13 +191,16 @@ def _place(
     d, e = sin / pixels_x, cos / pixels_y
     c = sprite.width / 2 - a * (centre_x - left) - b * (centre_y - top)
     f = sprite.height / 2 - d * (centre_x - left) - e * (centre_y - top)
-    layer = sprite.transform(
-        (right - left, bottom - top),
-        Image.Transform.AFFINE,
-        (a, b, c, d, e, f),
-        resample=Image.Resampling.BICUBIC,
+    layer, outline = (
+        picture.transform(
+            (right - left, bottom - top),
+            Image.Transform.AFFINE,
+            (a, b, c, d, e, f),
+            resample=Image.Resampling.BICUBIC,
+        )
+        for picture in (sprite, matte)
     )
-    return layer, (left, top)
+    return layer, outline, (left, top)
 
 
 def draw_places(

@@ -31,7 +31,7 @@ from .avslayout import (
     write_table,
 )
 from .clips import LabeledClip
-from .scenes import Actor, Scene, draw_motion, draw_places
+from .scenes import Scene, cast_actor, draw_motion, draw_places
 from .toydrawings import DRAWINGS, draw_background, draw_object, sensor_noise
 from .toysounds import gated, pink_noise, synthesise
 
@@ -117,7 +117,7 @@ def draw_scene(
     sizes = [float(rng.uniform(low, high)) for _ in categories]
     places = draw_places(rng, sizes, aspect)
     actors = tuple(
-        Actor(category, draw_object(category, rng), size, draw_motion(rng, x, y, 18.0))
+        cast_actor(category, draw_object(category, rng), size, draw_motion(rng, x, y, 18.0))
         for category, size, (x, y) in zip(categories, sizes, places, strict=True)
     )
     pan = draw_motion(rng, 0.5, 0.5, 0.0)
