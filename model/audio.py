@@ -6,7 +6,7 @@ Pattern Recognition" (arXiv 1912.10211), and reads its authors' checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -270,31 +270,31 @@ class AudioCnn(nn.Module):
     """
 
     def __init__(
-        self, widths: Sequence[int] = (32, 64, 128, 256), embedding_dim: int = 256
+        self, widths: tuple[int, int, int, int] = (32, 64, 128, 256), embedding_dim: int = 256
     ) -> None:
         """Lays the layers out.
 
         Args:
-            widths: channels after the stem and after each of the three blocks.
-            embedding_dim: size of the embedding; tokens have `widths[-1]` channels.
+            widths: channels at strides 2 (two of them), 4 and 8; the last is a token's size.
+            embedding_dim: size of the embedding.
         """
         super().__init__()
-        stem, *blocks = widths
-        self.token_dim = widths[-1]
+        stem, fine, middle, coarse = widths
+        self.token_dim = coarse
         self.embedding_dim = embedding_dim
         self.min_frames = 8
         self.bn0 = nn.BatchNorm2d(64)
-        layers: list[nn.Module] = [*_conv_bn_relu(1, stem, stride=2)]
-        previous = stem
-        for depth, width in enumerate(blocks):
-            layers += _conv_bn_relu(previous, width, stride=1)
-            if depth < 2:
-                layers += [*_conv_bn_relu(width, width, stride=1)] * (depth > 0)
-                layers.append(nn.AvgPool2d(2))
-            else:
-                layers += [nn.AvgPool2d((1, 2)), *_conv_bn_relu(width, width, stride=1)]
-            previous = width
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(
+            *_conv_bn_relu(1, stem, stride=2),
+            *_conv_bn_relu(stem, fine),
+            nn.AvgPool2d(2),
+            *_conv_bn_relu(fine, middle),
+            *_conv_bn_relu(middle, middle),
+            nn.AvgPool2d(2),
+            *_conv_bn_relu(middle, coarse),
+            nn.AvgPool2d((1, 2)),
+            *_conv_bn_relu(coarse, coarse),
+        )
         self.fc = nn.Linear(self.token_dim, embedding_dim)
 
     def forward(self, log_mel: Tensor) -> AudioFeatures:
@@ -316,7 +316,7 @@ class AudioCnn(nn.Module):
         return AudioFeatures(tokens, F.relu(self.fc(pooled)))
 
 
-def _conv_bn_relu(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+def _conv_bn_relu(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
     return [
         nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),

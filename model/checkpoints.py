@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from .atlas import Atlas
@@ -75,7 +75,7 @@ class Checkpoint:
     source: str
 
 
-def save_network(
+def save(
     network: Atlas,
     path: Path,
     *,
@@ -223,7 +223,7 @@ def read(path: Path) -> Checkpoint:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file atomically: under another name, synced, then renamed."""
     contiguous = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    _write(path, save(contiguous, dict(metadata) or None))
+    _write(path, serialise(contiguous, dict(metadata) or None))
 
 
 def read_tensors(path: Path) -> tuple[TensorDict, dict[str, str]]:
@@ -277,7 +277,7 @@ def _write(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     with suppress(PermissionError):  # Windows opens no folders

@@ -151,7 +151,7 @@ def load(
     """Builds the network that a checkpoint belongs to, with the checkpoint's weights.
 
     Args:
-        path: a file or a folder that `checkpoints.save_network` wrote.
+        path: a file or a folder that `checkpoints.save` wrote.
         backbone_weights: a file to take instead of fetching the backbone's published weights.
         audio_weights: likewise for a published audio encoder.
 

@@ -67,7 +67,7 @@ class WebFile:
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             self._fetch(part)
-            os.replace(part, path)
+            part.replace(path)
         except (OSError, HTTPException) as error:
             raise WeightsError(
                 f"{self.name} ({self.size_bytes / 1e6:.0f} MB) could not be fetched from "

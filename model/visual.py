@@ -55,6 +55,8 @@ class VitEncoder(nn.Module):
         self.backbone = timm.create_model(
             name, pretrained=False, num_classes=0, dynamic_img_size=True, weight_init="skip"
         )
+        nn.init.trunc_normal_(self.backbone.pos_embed, std=0.02)
+        nn.init.zeros_(self.backbone.cls_token)
         self.skip_blocks = tuple(skip_blocks)
         self.token_dim: int = self.backbone.num_features
         self.skip_dims = (self.token_dim,) * len(self.skip_blocks)
