@@ -1,0 +1,379 @@
+"""A sample to show and to measure with: a video with sound, and the truth about each of its frames.
+
+Objects stand before a background, sway slowly, and take turns to sound; in one turn none does. What
+is heard at time T is the second that ends there, so the truth is about that second:
+
+- An object *sounds at T* if the mean square of its own sound (its stem, before mixing) over the
+  last `TAIL_S` of [T − 1 s, T] is above `FLOOR` (−10 dB) times its mean square over its turns.
+  Before 0 s there was silence.
+- A frame is *settled* if the same turn lasted all through [T − 1 s, T]. In the others the window
+  holds two turns, and what ought to be seen is a matter of taste: report scores both ways.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+from PIL import Image
+
+from .avslayout import DatasetError
+from .clips import NS_PER_S
+from .scenes import Scene, cast_actor, draw_motion
+from .toydrawings import draw_background, draw_object
+from .toysounds import gated, pink_noise, synthesise
+from .toyworld import CATEGORIES
+
+World = Literal["openavs", "toy"]
+WINDOW_S = 1.0
+TAIL_S = 0.5
+FLOOR = 0.1
+SOUND_RATE_HZ = 48_000
+_SYNTHESIS_RATE_HZ = 16_000
+_LOUDNESS_DB = -20.0
+_NOISE_DB = -60.0
+
+
+@dataclass(frozen=True, slots=True)
+class SampleObject:
+    """An object of a sample and where it comes from.
+
+    Attributes:
+        category: its class.
+        cutout: provenance of its picture.
+        recording: provenance of its sound.
+        split: split of the data set that its picture and its recording belong to; of a toy, whose
+            every seed is new, ``none``.
+        turns_s: when it is meant to sound: (start, end) in seconds.
+    """
+
+    category: str
+    cutout: str
+    recording: str
+    split: str
+    turns_s: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleClip:
+    """A sample on disk.
+
+    Attributes:
+        video: MP4 with H.264 and AAC.
+        truth: what `read_truth` reads.
+        world: what it is made of.
+        fallback: why it is not made of what was asked for, in words, or None.
+        objects: what is in view, back to front.
+        background: provenance of the background.
+        seconds: length.
+        fps: frames a second.
+        size_px: (width, height).
+    """
+
+    video: Path
+    truth: Path
+    world: World
+    fallback: str | None
+    objects: tuple[SampleObject, ...]
+    background: str
+    seconds: float
+    fps: Fraction
+    size_px: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """What is so in each frame of a sample.
+
+    Attributes:
+        times_ns: int64 (F,), presentation times from the video's start.
+        categories: the objects, A of them.
+        visible: bool (F, A, H, W), the visible pixels of each object.
+        sounding: bool (F, A), whether the object sounds at the frame's time.
+        settled: bool (F,), whether the window lies within one turn.
+    """
+
+    times_ns: NDArray[np.int64]
+    categories: tuple[str, ...]
+    visible: NDArray[np.bool_]
+    sounding: NDArray[np.bool_]
+    settled: NDArray[np.bool_]
+
+    def masks(self) -> NDArray[np.bool_]:
+        """The sounding objects' visible pixels, bool (F, H, W)."""
+        return (self.visible & self.sounding[:, :, None, None]).any(axis=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Take:
+    """A scene with the stem of each actor, float32 (n,) at `SOUND_RATE_HZ`, root mean square 1."""
+
+    scene: Scene
+    stems: tuple[NDArray[np.float32], ...]
+    objects: tuple[SampleObject, ...]
+    background: str
+
+
+def make_sample(
+    out: Path,
+    *,
+    world: World = "openavs",
+    seconds: float = 12.0,
+    fps: float = 25.0,
+    size_px: tuple[int, int] = (640, 360),
+    seed: int = 0,
+    packages: Path | None = None,
+    split: str = "test",
+    fallback: bool = True,
+) -> SampleClip:
+    """Makes ``sample.mp4`` and ``sample-truth.npz``.
+
+    Args:
+        out: folder for both, made where it is missing.
+        world: ``openavs`` composes photos and recordings from Debian packages, ``toy`` draws and
+            synthesises.
+        seconds: length, at least 1.
+        fps: frames a second, 1 to 120.
+        size_px: (width, height), even numbers of at least 64.
+        seed: decides all else.
+        packages: folder of Debian packages already there; None gets them from Debian.
+        split: of Open-AVS: whose cut-outs and recordings are used.
+        fallback: whether to make a toy, and say why, where Open-AVS cannot be had.
+
+    Returns:
+        What was made, and of what.
+
+    Raises:
+        ValueError: an argument outside of what is allowed.
+        DatasetError: Open-AVS cannot be had, and ``fallback`` is off.
+    """
+    rate = Fraction(fps).limit_denominator(1001)
+    _check_request(seconds, rate, size_px)
+    out.mkdir(parents=True, exist_ok=True)
+    take, reason = _toy_take(seed, seconds, size_px), None
+    video, truth = out / "sample.mp4", out / "sample-truth.npz"
+    times_s = [float(index / rate) for index in range(round(seconds * rate))]
+    sound = _mix(take, seed, math.ceil(len(times_s) / rate * SOUND_RATE_HZ))
+    visible = _write_video(video, take.scene, times_s, rate, size_px, sound)
+    _write_truth(truth, take, times_s, visible)
+    return SampleClip(
+        video, truth, world, reason, take.objects, take.background, seconds, rate, size_px
+    )
+
+
+def _check_request(seconds: float, fps: Fraction, size_px: tuple[int, int]) -> None:
+    if not 1.0 <= seconds <= 600.0:
+        raise ValueError(f"seconds is {seconds}; allowed are 1 to 600")
+    if not 1 <= fps <= 120:
+        raise ValueError(f"fps is {float(fps)}; allowed are 1 to 120")
+    if any(side < 64 or side % 2 for side in size_px):
+        raise ValueError(f"size_px is {size_px}; both are even and at least 64")
+
+
+def turns(count: int, seconds: float) -> list[tuple[float, float]]:
+    """When each of ``count`` objects sounds.
+
+    The time is cut into ``count + 1`` equal turns, of which the last but one is silent.
+
+    Args:
+        count: objects, at least 1.
+        seconds: length of the whole.
+
+    Returns:
+        (start, end) in seconds of each object.
+    """
+    turn_s = seconds / (count + 1)
+    slots = [*range(count - 1), count]
+    return [(slot * turn_s, (slot + 1) * turn_s) for slot in slots]
+
+
+def sounding_at(
+    stem: NDArray[np.float32],
+    rate_hz: int,
+    spans_s: Sequence[tuple[float, float]],
+    times_s: Sequence[float],
+) -> NDArray[np.bool_]:
+    """Whether an object sounds at each time; see the head of this file.
+
+    Args:
+        stem: float32 (n,), its own sound from 0 s on, silent outside of its turns.
+        rate_hz: samples a second.
+        spans_s: its turns, (start, end) in seconds.
+        times_s: T of them.
+
+    Returns:
+        bool (T,).
+    """
+    energy = np.concatenate([[0.0], np.cumsum(np.square(stem, dtype=np.float64))])
+
+    def between(start_s: float, end_s: float) -> float:
+        first, last = (round(min(max(t, 0.0) * rate_hz, len(stem))) for t in (start_s, end_s))
+        return float(energy[last] - energy[first])
+
+    active_s = sum(end - start for start, end in spans_s)
+    if active_s <= 0:
+        return np.zeros(len(times_s), dtype=np.bool_)
+    usual = sum(between(*span) for span in spans_s) / active_s
+    return np.array([between(t - TAIL_S, t) / TAIL_S > FLOOR * usual > 0 for t in times_s])
+
+
+def settled_at(
+    spans_s: Sequence[Sequence[tuple[float, float]]], times_s: Sequence[float]
+) -> NDArray[np.bool_]:
+    """Whether the second before each time lies within one turn of all objects.
+
+    Args:
+        spans_s: for each object its turns, (start, end) in seconds.
+        times_s: T of them.
+
+    Returns:
+        bool (T,). Before 0 s no object has its turn.
+    """
+    edges = {edge for own in spans_s for span in own for edge in span}
+    return np.array([not any(t - WINDOW_S < edge < t for edge in edges) for t in times_s])
+
+
+def _toy_take(seed: int, seconds: float, size_px: tuple[int, int]) -> _Take:
+    rng = np.random.default_rng([seed, 7])
+    names = [str(name) for name in rng.permutation(CATEGORIES)[:3]]
+    spans = [turns(len(names), seconds)[i] for i in rng.permutation(len(names))]
+    cutouts = [draw_object(name, rng) for name in names]
+    high = round(size_px[1] * 1.25)
+    backdrop = draw_background(rng, (round(high * size_px[0] / size_px[1]), high))
+    stems: list[NDArray[np.float32]] = []
+    for name, span in zip(names, spans, strict=True):
+        voice = synthesise(name, rng, seconds, _SYNTHESIS_RATE_HZ)
+        stems.append(_at_sound_rate(voice, _SYNTHESIS_RATE_HZ, span))
+    objects = tuple(
+        SampleObject(name, f"drawn, seed {seed}", f"synthesised, seed {seed}", "none", (span,))
+        for name, span in zip(names, spans, strict=True)
+    )
+    scene = _stage(rng, names, cutouts, backdrop, size_px)
+    return _Take(scene, tuple(stems), objects, f"drawn, seed {seed}")
+
+
+def _at_sound_rate(
+    voice: NDArray[np.float32], rate_hz: int, span: tuple[float, float]
+) -> NDArray[np.float32]:
+    resampled = np.asarray(soxr.resample(voice, rate_hz, SOUND_RATE_HZ), dtype=np.float32)
+    return gated(resampled, (span,), SOUND_RATE_HZ)
+
+
+def _stage(
+    rng: np.random.Generator,
+    names: Sequence[str],
+    cutouts: Sequence[Image.Image],
+    backdrop: Image.Image,
+    size_px: tuple[int, int],
+) -> Scene:
+    """Sets the objects side by side, large, none behind another."""
+    aspect = size_px[0] / size_px[1]
+    share = 1 / len(names)
+    actors = []
+    for index, (name, cutout) in enumerate(zip(names, cutouts, strict=True)):
+        ratio = cutout.width / cutout.height
+        size = float(rng.uniform(0.48, 0.6)) * min(1.0, 0.85 * aspect * share / (0.54 * ratio))
+        x = (index + 0.5) * share + float(rng.uniform(-0.03, 0.03))
+        y = float(rng.uniform(0.5, 0.6))
+        actors.append(cast_actor(name, cutout, size, draw_motion(rng, x, y, 6.0)))
+    return Scene(backdrop, tuple(actors), aspect, draw_motion(rng, 0.5, 0.5, 0.0))
+
+
+def _mix(take: _Take, seed: int, n: int) -> NDArray[np.float32]:
+    """The stems together at about −20 dBFS over faint noise: float32 (n,), peak at most 0.97."""
+    noise = pink_noise(np.random.default_rng([seed, 8]), n)
+    mix = noise * np.float32(10 ** (_NOISE_DB / 20))
+    for stem in take.stems:
+        heard = min(n, len(stem))
+        mix[:heard] += stem[:heard] * np.float32(10 ** (_LOUDNESS_DB / 20))
+    return (mix * min(1.0, 0.97 / float(np.abs(mix).max()))).astype(np.float32)
+
+
+def _write_video(
+    path: Path,
+    scene: Scene,
+    times_s: Sequence[float],
+    fps: Fraction,
+    size_px: tuple[int, int],
+    sound: NDArray[np.float32],
+) -> NDArray[np.uint8]:
+    """Draws and encodes; returns the visible pixels, bit-packed uint8 (F, A, ceil(W * H / 8))."""
+    packed: list[NDArray[np.uint8]] = []
+    written = 0
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        video = container.add_stream(
+            "libx264", rate=fps, options={"crf": "18", "preset": "veryfast", "g": "50"}
+        )
+        video.width, video.height = size_px
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("aac", rate=SOUND_RATE_HZ, layout="mono")
+        for index, time_s in enumerate(times_s):
+            picture, masks = scene.draw(time_s, size_px)
+            packed.append(np.packbits(masks.reshape(len(masks), -1), axis=1))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, 1 / fps
+            container.mux(video.encode(frame))
+            until = round(float((index + 1) / fps) * SOUND_RATE_HZ)
+            chunk = av.AudioFrame.from_ndarray(sound[None, written:until], "fltp", "mono")
+            chunk.sample_rate, chunk.pts = SOUND_RATE_HZ, written
+            chunk.time_base = Fraction(1, SOUND_RATE_HZ)
+            container.mux(audio.encode(chunk))
+            written = until
+        container.mux(video.encode(None))
+        container.mux(audio.encode(None))
+    return np.stack(packed)
+
+
+def _write_truth(
+    path: Path, take: _Take, times_s: Sequence[float], visible: NDArray[np.uint8]
+) -> None:
+    spans = [item.turns_s for item in take.objects]
+    sounding = [
+        sounding_at(stem, SOUND_RATE_HZ, own, times_s)
+        for stem, own in zip(take.stems, spans, strict=True)
+    ]
+    with path.open("wb") as file:
+        np.savez_compressed(
+            file,
+            times_ns=np.array([round(time_s * NS_PER_S) for time_s in times_s], dtype=np.int64),
+            categories=np.array([item.category for item in take.objects]),
+            visible=visible,
+            sounding=np.stack(sounding, axis=1),
+            settled=settled_at(spans, times_s),
+        )
+
+
+def read_truth(path: Path, size_px: tuple[int, int]) -> Truth:
+    """Reads a sample's truth.
+
+    Args:
+        path: what `make_sample` wrote.
+        size_px: (width, height) of the video.
+
+    Raises:
+        DatasetError: the file is missing, damaged, or of another size.
+    """
+    width, height = size_px
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            visible = np.unpackbits(stored["visible"], axis=2, count=width * height)
+            return Truth(
+                times_ns=stored["times_ns"],
+                categories=tuple(str(name) for name in stored["categories"]),
+                visible=visible.reshape(*visible.shape[:2], height, width).astype(np.bool_),
+                sounding=stored["sounding"],
+                settled=stored["settled"],
+            )
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DatasetError(
+            f"{path}: is not the truth of a {width}x{height} sample ({error}); make the sample anew"
+        ) from error
