@@ -47,6 +47,10 @@ M = TypeVar("M", bound=Message)
 RECEIVE_HIGH_WATER_MARK: Final = 1000
 """Messages that ZeroMQ keeps for a reader; large, as draining needs it (measured)."""
 
+CUT_OFF_BYTES: Final = 4 * MAX_MESSAGE_BYTES
+"""A publisher that sends a larger message is cut off by ZeroMQ for good, which `timeout_s` tells;
+between `MAX_MESSAGE_BYTES` and this a message is counted as malformed and the rest goes on."""
+
 _DRAIN_LIMIT = 10 * RECEIVE_HIGH_WATER_MARK
 _NEEDED: tuple[TopicKind, ...] = ("h", "s", "e")
 _log = logging.getLogger(__name__)
@@ -398,7 +402,7 @@ def _open(
 ) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, RECEIVE_HIGH_WATER_MARK)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.MAXMSGSIZE, CUT_OFF_BYTES)
     socket.setsockopt(zmq.RECONNECT_IVL, 100)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)

@@ -43,10 +43,10 @@ Fraction = Annotated[float, Real(0, 1)]
 Milliseconds = Annotated[float, Real(0, 1e12)]
 Number = Annotated[float, Real(-1e300, 1e300)]
 Name = Annotated[str, Text(128)]
-Prose = Annotated[str, Text(2000)]
+Prose = Annotated[str, Text(8000)]
 Names = Annotated[tuple[Name, ...], Many(MAX_ENTRIES)]
 Stages = Annotated[Mapping[Name, Milliseconds], Many(64)]
-Counts = Annotated[Mapping[Name, Count], Many(64)]
+Counts = Annotated[Mapping[Name, Count], Many(128)]
 Facts = Annotated[Mapping[Name, bool | Count | Number | Prose], Many(64)]
 
 

@@ -190,12 +190,23 @@ class Publisher:
         drops: Mapping[str, int] | None = None,
         lat_ms: Mapping[str, float] | None = None,
     ) -> None:
-        """Set what the next status messages of a stream say; None leaves a value as it was."""
+        """Set what the next status messages of a stream say; None leaves a value as it was.
+
+        Raises:
+            FieldError: a value that no status may hold.
+        """
+        said = Status(
+            stream=stream,
+            state="running",
+            detail=detail or "",
+            drops=drops or {},
+            lat_ms=lat_ms or {},
+        )
         with self._changed:
             known = self._stream(stream)
-            known.detail = known.detail if detail is None else detail
-            known.drops = known.drops if drops is None else dict(drops)
-            known.lat_ms = known.lat_ms if lat_ms is None else dict(lat_ms)
+            known.detail = known.detail if detail is None else said.detail
+            known.drops = known.drops if drops is None else said.drops
+            known.lat_ms = known.lat_ms if lat_ms is None else said.lat_ms
 
     def wants(self, kind: TopicKind, stream: str | None = None) -> bool:
         """Whether anybody subscribes to a kind of message, of one stream or of any."""
