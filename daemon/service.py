@@ -1,0 +1,370 @@
+"""The daemon: one stream in, its masks on the bus, until it ends or a signal comes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ..model.presets import WeightsError, build
+from ..streams.files import open_source
+from ..streams.sources import Discontinuity, MediaError, Source, Trouble
+from .config import Config, dump_config
+from .endpoints import EndpointError
+from .engine import Engine, EngineError, TorchEngine
+from .latency import Latencies
+from .memory import resident_mb
+from .messages import Event, Hello, Mask, ModelInfo
+from .pipeline import Ended, Item, Pipeline, PipelineOptions, Result
+from .publisher import Publisher
+from .results import mask_message
+from .signals import Signals
+
+OK, FAILED, REFUSED = 0, 1, 2
+"""Exit codes: ended or drained; failed while running; could not start."""
+
+_TICK_S = 0.2
+_RECENT = 1024
+_DETAIL_CHARACTERS = 2000
+_REFUSALS = (MediaError, WeightsError, EngineError, EndpointError, OSError)
+_log = logging.getLogger(__name__)
+
+
+def run(config: Config, *, clock: Callable[[], int] = time.monotonic_ns) -> int:
+    """Serve the configured source until its end, SIGTERM or SIGINT.
+
+    The first signal drains: capture stops, what is in flight is finished and published. The
+    second kills at once. Everything that goes wrong is one line of the log.
+
+    Args:
+        config: all that the daemon is told.
+        clock: monotonic nanoseconds.
+
+    Returns:
+        0 after the end or a drain, 1 where it failed while running, 2 where it could not start: no
+        such medium, weights missing or wrong, an address in use.
+    """
+    with Signals() as signals:
+        try:
+            service = Service.start(config, signals, clock)
+        except _REFUSALS as error:
+            _log.error("cannot start: %s", error)
+            return REFUSED
+        with service:
+            return service.serve()
+
+
+def build_engine(config: Config) -> TorchEngine:
+    """The configured network on the configured device.
+
+    Raises:
+        WeightsError: weights that are missing, broken, of another preset or never trained.
+        EngineError: a device or a precision that is not here.
+    """
+    model = config.model
+    network = build(
+        model.preset,
+        weights=model.weights,
+        backbone_weights=model.backbone_weights,
+        audio_weights=model.audio_weights,
+    )
+    return TorchEngine(network, model.device, model.threads, model.precision, batch=model.batch)
+
+
+def open_stream(
+    config: Config,
+    engine: Engine,
+    *,
+    keep_full: bool = False,
+    clock: Callable[[], int] = time.monotonic_ns,
+) -> Source:
+    """The configured source, at the size and rate that the engine takes.
+
+    Raises:
+        MediaError: it cannot be opened.
+    """
+    return open_source(
+        config.source.uri,
+        stream=config.source.stream,
+        image_size_px=(engine.image_px, engine.image_px),
+        keep_full=keep_full,
+        sample_rate_hz=engine.sample_rate_hz,
+        fps=config.source.folder_fps,
+        clock=clock,
+    )
+
+
+def pipeline_options(config: Config) -> PipelineOptions:
+    """What the configuration says about the pipeline."""
+    return PipelineOptions(
+        policy=config.source.policy,
+        pace=config.source.pace,
+        capacity=config.queue.capacity,
+        max_age_ms=config.queue.max_age_ms,
+        anchor=config.sync.anchor,
+        lag_ms=config.sync.lag_ms,
+        audio_wait_ms=config.sync.audio_wait_ms,
+    )
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What a run did, for its summary."""
+
+    masks: int = 0
+    epochs: int = 0
+    troubles: dict[str, int] = field(default_factory=dict[str, int])
+    audio: dict[str, int] = field(default_factory=dict[str, int])
+    first_ns: int | None = None
+    last_ns: int = 0
+
+    @property
+    def fps(self) -> float | None:
+        """Masks a second from the first to the last."""
+        if self.first_ns is None or self.last_ns <= self.first_ns:
+            return None
+        return (self.masks - 1) * 1e9 / (self.last_ns - self.first_ns)
+
+
+class Service:
+    """A source, an engine, a pipeline and a bus at work; use `run`."""
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        engine: Engine,
+        signals: Signals,
+        clock: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._source = source
+        self._engine = engine
+        self._signals = signals
+        self._clock = clock
+        self._stream = config.source.stream
+        self._model = ModelInfo(preset=engine.preset, version=engine.version)
+        self._pipeline = Pipeline(source, engine, pipeline_options(config), clock=clock)
+        self._latencies = Latencies()
+        self._counts = _Counts()
+        self._report_due_ns = 0
+        publish = config.publish
+        self._bus = Publisher(
+            publish.endpoint,
+            self._pipeline.policy,
+            insecure=publish.insecure,
+            stall_timeout_s=publish.send_timeout_s,
+            hello_s=publish.hello_interval_s,
+            status_s=publish.status_interval_s,
+            clock=clock,
+        )
+
+    @classmethod
+    def start(cls, config: Config, signals: Signals, clock: Callable[[], int]) -> Service:
+        """Build, open and bind everything, or nothing."""
+        if config.run.out is not None:
+            _write(config.run.out / "config.yaml", dump_config(config))
+        engine = build_engine(config)
+        source = None
+        try:
+            source = open_stream(config, engine, clock=clock)
+            engine.warm()
+            return cls(config, source, engine, signals, clock)
+        except BaseException:
+            if source is not None:
+                source.close()
+            engine.close()
+            raise
+
+    def serve(self) -> int:
+        """Publish until the stream ends; see `run` for what is returned."""
+        self._bus.publish(self._hello())
+        self._say_started()
+        if self._pipeline.policy == "wait":
+            self._wait_for_subscriber()
+        self._signals.call(self._pipeline.stop)
+        code, ending = OK, "the stream has ended"
+        try:
+            with self._pipeline:
+                self._pump()
+        except (MediaError, EngineError) as error:
+            code, ending = FAILED, str(error)
+            self._bus.publish(self._event("failed", detail=ending))
+            _log.error("the stream failed: %s", error)
+        if self._signals.received:
+            ending = f"stopped by {self._signals.received}"
+        self._finish(ending)
+        return code
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pipeline.close()
+        self._bus.close(drain=error is None)
+        self._engine.close()
+
+    def _pump(self) -> None:
+        """Publish items until the last."""
+        ended = False
+        while not ended:
+            item = self._pipeline.take(_TICK_S)
+            if item is not None:
+                self._publish(item)
+            ended = isinstance(item, Ended)
+            if self._clock() >= self._report_due_ns or ended:
+                self._report()
+
+    def _publish(self, item: Item) -> None:
+        match item:
+            case Result():
+                self._publish_mask(item)
+            case Discontinuity():
+                self._counts.epochs += 1
+                _log.warning("epoch %d begins: %s", item.epoch, item.reason)
+                self._bus.publish(self._event("epoch", epoch=item.epoch, detail=item.reason))
+            case Trouble():
+                if item.kind not in self._counts.troubles:
+                    _log.warning(
+                        "%s: %s; more of this kind is counted only", item.kind, item.detail
+                    )
+                self._counts.troubles[item.kind] = item.count
+                data = {"kind": item.kind, "count": item.count}
+                self._bus.publish(self._event("trouble", detail=item.detail, data=data))
+            case Ended(stopped=False):
+                data = {"masks": item.results, "dropped": sum(item.drops.values())}
+                self._bus.publish(self._event("eos", detail="the stream has ended", data=data))
+            case Ended():
+                pass
+
+    def _publish_mask(self, result: Result) -> None:
+        publish = self._config.publish
+        message = mask_message(result, self._engine.categories, publish.encoding, publish.threshold)
+        self._bus.publish(message)
+        self._note(result, message, self._clock())
+
+    def _note(self, result: Result, message: Mask, now_ns: int) -> None:
+        counts, state = self._counts, result.sample.window.state
+        total_ms = (now_ns - result.sample.frame.capture_ns) / 1e6
+        self._latencies.add({**message.lat_ms, "total": total_ms})
+        counts.audio[state] = counts.audio.get(state, 0) + 1
+        counts.masks += 1
+        counts.first_ns = now_ns if counts.first_ns is None else counts.first_ns
+        counts.last_ns = now_ns
+
+    def _report(self) -> None:
+        """Tell the bus what its next status messages say."""
+        interval_ns = round(self._config.publish.status_interval_s * 1e9)
+        self._report_due_ns = self._clock() + interval_ns
+        recent = self._latencies.percentiles(last=_RECENT)
+        memory = resident_mb()
+        told = "unknown" if memory is None else f"{memory:.0f} MB"
+        self._bus.report(
+            self._stream,
+            detail=f"queue {self._pipeline.queued}/{self._config.queue.capacity}, memory {told}",
+            drops=self._pipeline.drops,
+            lat_ms={f"{s}_{p}": ms for s, values in recent.items() for p, ms in values.items()},
+        )
+
+    def _wait_for_subscriber(self) -> None:
+        deadline = self._clock() + round(self._config.publish.wait_for_subscriber_s * 1e9)
+        while self._clock() < deadline and not self._signals.received:
+            if self._bus.wait_for_subscriber(_TICK_S):
+                return
+        _log.warning("nobody subscribed in time; publishing anyway")
+
+    def _hello(self) -> Hello:
+        source, engine, publish = self._source, self._engine, self._config.publish
+        return Hello(
+            stream=self._stream,
+            source=source.kind,
+            frame_size=source.source_size_px,
+            fps=source.fps,
+            has_audio=source.has_audio,
+            mask_shape=(engine.image_px, engine.image_px),
+            enc=publish.encoding,
+            threshold=publish.threshold,
+            classes=engine.categories,
+            window_s=engine.window_s,
+            sample_rate_hz=engine.sample_rate_hz,
+            model=self._model,
+        )
+
+    def _event(
+        self,
+        kind: str,
+        *,
+        epoch: int | None = None,
+        detail: str = "",
+        data: dict[str, bool | int | float | str] | None = None,
+    ) -> Event:
+        return Event(
+            stream=self._stream,
+            kind=kind,
+            epoch=self._counts.epochs if epoch is None else epoch,
+            detail=detail[:_DETAIL_CHARACTERS],
+            data=data or {},
+        )
+
+    def _say_started(self) -> None:
+        source, engine = self._source, self._engine
+        width, height = source.source_size_px
+        _log.info(
+            "%s: %d x %d, %s fps, %s; %s %s; masks at %s, policy %s",
+            self._config.source.uri,
+            width,
+            height,
+            f"{source.fps:.2f}" if source.fps else "unknown",
+            "with sound" if source.has_audio else "without sound",
+            engine.preset,
+            engine.version,
+            self._bus.endpoint,
+            self._pipeline.policy,
+        )
+
+    def _finish(self, ending: str) -> None:
+        """The last line of the log, and the summary beside the configuration."""
+        counts, drops = self._counts, self._pipeline.drops
+        stats = self._bus.stats()
+        summary = {
+            "version": installed_version("atlasd"),
+            "source": self._config.source.uri,
+            "ending": ending,
+            "model": {"preset": self._engine.preset, "version": self._engine.version},
+            "masks": counts.masks,
+            "fps": None if counts.fps is None else round(counts.fps, 2),
+            "epochs": counts.epochs,
+            "audio": counts.audio,
+            "troubles": counts.troubles,
+            "drops": {**drops, **stats.drops},
+            "latency_ms": self._latencies.percentiles(),
+        }
+        if self._config.run.out is not None:
+            _write(self._config.run.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+        _log.info(
+            "%s: %d masks, %s fps, %d dropped, %d troubles",
+            ending,
+            counts.masks,
+            summary["fps"],
+            sum(drops.values()),
+            sum(counts.troubles.values()),
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole: it appears under its name only when all of it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
