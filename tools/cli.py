@@ -124,10 +124,10 @@ def run(
     ]
     resolved = _load(config, [*(overrides or ()), *options])
     if resolved.source.uri == SAMPLE_URI:
-        from .demo import cached_sample
+        from .demo import sample_video
 
-        sample = cached_sample()
-        resolved = _load(config, [*(overrides or ()), *options, *_set("source.uri", sample.video)])
+        options += _set("source.uri", sample_video())
+        resolved = _load(config, [*(overrides or ()), *options])
     raise typer.Exit(serve(resolved))
 
 
