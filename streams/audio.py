@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,26 +122,30 @@ class AudioRing:
         last = first + n_samples
         oldest = max(0, self._end - self._samples.size)
         low, high = max(first, oldest), min(last, self._end)
-        if low < high:
-            where = np.arange(low, high) % self._samples.size
-            samples[low - first : high - first] = self._samples[where]
+        for at, held in self._parts(low, high):
+            samples[at - first : at - first + held.size] = held
         gap = max(0, min(last, oldest) - first)
         for begin, end in self._gaps:
             gap += max(0, min(end, high) - max(begin, low))
         return Heard(samples, gap, min(n_samples, max(0, last - max(first, self._end))))
 
     def _append(self, samples: NDArray[np.float32]) -> None:
-        kept = samples[-self._samples.size :]
-        self._end += samples.size - kept.size
-        where = np.arange(self._end, self._end + kept.size) % self._samples.size
-        self._samples[where] = kept
-        self._end += kept.size
+        begin, self._end = self._end, self._end + samples.size
+        for at, held in self._parts(max(begin, self._end - self._samples.size), self._end):
+            held[:] = samples[at - begin : at - begin + held.size]
 
     def _advance(self, count: int) -> None:
-        zeros = min(count, self._samples.size)
-        self._end += count - zeros
-        self._samples[np.arange(self._end, self._end + zeros) % self._samples.size] = 0.0
-        self._end += zeros
+        begin, self._end = self._end, self._end + count
+        for _, held in self._parts(max(begin, self._end - self._samples.size), self._end):
+            held[:] = 0.0
+
+    def _parts(self, low: int, high: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The samples numbered low to high as one or two views, each with its first number."""
+        while low < high:
+            begin = low % self._samples.size
+            held = self._samples[begin : begin + high - low]
+            yield low, held
+            low += held.size
 
     def _prune(self) -> None:
         oldest = self._end - self._samples.size

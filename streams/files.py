@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +26,8 @@ SHORT_NS = NS_PER_S // 2
 """A file that ends this much before the length it declares is truncated."""
 DECLARE_LENGTH = ("mov", "matroska", "avi", "flv", "asf")
 """Containers whose header holds their length; that of others is estimated from the data."""
+MAX_BEFORE_PICTURE = 10_000
+"""Pieces of sound before the first picture after which a file counts as one without pictures."""
 FALLBACK_FPS = 25.0
 """Spacing of pictures without times in a container that knows no frame rate either."""
 
@@ -127,9 +131,11 @@ class FileSource:
         self._rate_hz = sample_rate_hz
         self._pixels = Pixels(image_size_px, keep_full=keep_full)
         self._troubles: Counter[str] = Counter()
+        self._read: deque[Decoded] = deque()
         self._index = 0
         self._last_ns = 0
         self._epoch = 0
+        self._raw_ns: int | None = None
         self._raw_end_ns: dict[Track, int] = {}
         self._container = open_container(path)
         try:
@@ -151,10 +157,9 @@ class FileSource:
         self.has_audio = audio is not None
         self.fps = float(rate) if rate else None
         self.duration_ns = length_us * 1000 if length_us and length_us > 0 else None
-        self._period_ns = round(NS_PER_S / (self.fps or FALLBACK_FPS))
+        self._periods_ns = deque([round(NS_PER_S / (self.fps or FALLBACK_FPS))], maxlen=9)
         self._decoded = decode(self._container, video, audio)
-        self._read: list[Decoded] = []
-        for decoded in self._decoded:
+        for decoded in islice(self._decoded, MAX_BEFORE_PICTURE):
             self._read.append(decoded)
             if isinstance(decoded, av.VideoFrame):
                 self.source_size_px = self._pixels.upright_size_px(decoded)
@@ -204,7 +209,7 @@ class FileSource:
 
     def _all_decoded(self) -> Iterator[Decoded]:
         while self._read:
-            yield self._read.pop(0)
+            yield self._read.popleft()
         yield from self._decoded
 
     def _timed(
@@ -217,15 +222,23 @@ class FileSource:
             length_ns = round(frame.samples * NS_PER_S / frame.sample_rate)
             size = frame.samples * frame.layout.nb_channels * frame.format.bytes
         else:
-            length_ns = self._period_ns
+            length_ns = int(median(self._periods_ns))
             size = sum(plane.buffer_size for plane in frame.planes)
         if frame.pts is None or not frame.time_base:
             start_ns = self._raw_end_ns.get(track, 0)
             trouble = self._trouble("no_pts", f"{track} without a time follows the last one")
         else:
             start_ns = round(frame.pts * frame.time_base * NS_PER_S)
+        if track == "video":
+            self._learn_period(start_ns)
         self._raw_end_ns[track] = start_ns + length_ns
         return Item(track, start_ns, start_ns + length_ns, size, frame), trouble
+
+    def _learn_period(self, start_ns: int) -> None:
+        """Follow the spacing of pictures: a nominal rate says little where it varies."""
+        if self._raw_ns is not None and start_ns > self._raw_ns:
+            self._periods_ns.append(start_ns - self._raw_ns)
+        self._raw_ns = start_ns
 
     def _events(
         self,
@@ -271,17 +284,18 @@ class FileSource:
             yield AudioChunk(piece.samples, self._rate_hz, piece.start_ns, self.stream, self._epoch)
 
     def _truncation(self) -> Iterator[Trouble]:
-        """Tell when a track ended well before the length that its container declares."""
+        """Tell when a track ended well before the length that the container declares."""
         name = self._container.format.name
         if self._epoch or not any(declares in name for declares in DECLARE_LENGTH):
             return
+        short: list[str] = []
         for track, end_ns in self._raw_end_ns.items():
             declared_ns = self._declared_end_ns(track)
             if declared_ns is not None and end_ns < declared_ns - SHORT_NS:
-                yield self._trouble(
-                    "truncated",
-                    f"{track} ends at {end_ns / NS_PER_S:.2f} s of {declared_ns / NS_PER_S:.2f} s",
-                )
+                end_s, declared_s = end_ns / NS_PER_S, declared_ns / NS_PER_S
+                short.append(f"{track} ends at {end_s:.2f} s of {declared_s:.2f} s")
+        if short:
+            yield self._trouble("truncated", ", ".join(short))
 
     def _declared_end_ns(self, track: Track) -> int | None:
         stream = find_video(self._container) if track == "video" else find_audio(self._container)

@@ -3,9 +3,9 @@
 Pictures and sound of one container break together but arrive interleaved, often a second apart. So
 a jump of one track is held until the other shows what it was:
 
-- both jump: the timeline broke. A new epoch begins, and what the slower track still delivers of the
-  old one comes before it.
-- the jump lands nearer to the other track: no break but a hole (sound was lost, the camera stalled).
+- both jump: the timeline broke. A new epoch begins, and what the slower track still delivers of
+  the old one comes before it.
+- the jump lands nearer to the other track: no break but a hole (sound lost, the camera stalled).
 - the track returns at once: stray timestamps. The items keep their order, and are counted.
 - nothing until a bound: the pictures decide, and sound that still follows the old timeline is lost.
 

@@ -35,13 +35,13 @@ def tone(seconds: float, rate_hz: int = 48000, *, hz: float = 440.0) -> NDArray[
     return (0.5 * np.sin(2 * np.pi * hz * time_s)).astype(np.float32)
 
 
-def flashes(size: tuple[int, int], fps: float, *, period_s: float = 1.0) -> Picture:
-    """White for one frame at each multiple of ``period_s`` (from the first), else dark grey."""
+def flashes(size: tuple[int, int], *, period_s: float = 1.0) -> Picture:
+    """White for the frame at each multiple of ``period_s`` (from the first), else dark grey."""
     width, height = size
 
     def picture(time_s: float) -> NDArray[np.uint8]:
         near = round(time_s / period_s)
-        is_flash = near >= 1 and 0 <= time_s - near * period_s + 1e-6 < 1 / fps
+        is_flash = near >= 1 and abs(time_s - near * period_s) < 1e-3
         return np.full((height, width, 3), 255 if is_flash else 16, np.uint8)
 
     return picture
@@ -63,6 +63,18 @@ def moving_square(size: tuple[int, int]) -> Picture:
     return picture
 
 
+def irregular_times(seconds: float, seed: int = 0) -> list[float]:
+    """Times of frames 15 to 70 ms apart, with one at every whole second."""
+    rng = np.random.default_rng(seed)
+    times = []
+    for second in range(round(seconds)):
+        time_s = float(second)
+        while time_s < second + 0.985:
+            times.append(time_s)
+            time_s = round(time_s + rng.uniform(0.015, 0.07), 3)
+    return times
+
+
 def write_video(
     path: Path,
     seconds: float = 2.0,
@@ -77,6 +89,7 @@ def write_video(
     sound_offset_s: float = 0.0,
     sound_hole_s: tuple[float, float] | None = None,
     times_s: Sequence[float] | None = None,
+    jump_s: tuple[float, float] | None = None,
     rotation: float = 0.0,
     codec: str | None = None,
     pix_fmt: str = "yuv420p",
@@ -98,7 +111,9 @@ def write_video(
         sound_codec: None is what is usual in the container.
         sound_offset_s: shift of all sound against the pictures, in its timestamps.
         sound_hole_s: (from, to): packets of sound inside are lost.
-        times_s: times of the frames; None is ``fps`` regular ones. Give irregular ones for VFR.
+        times_s: times of the frames; None is ``fps`` regular ones. Give irregular ones for VFR
+            (see `irregular_times`).
+        jump_s: (at, by): from a time on, all timestamps are later by some seconds.
         rotation: degrees of the display matrix, counterclockwise.
         codec: video codec; None is what is usual in the container.
         pix_fmt: pixel format in the file.
@@ -125,16 +140,24 @@ def write_video(
             samples = _samples(sound, seconds, sound_rate_hz)
             name = sound_codec or SOUND_CODECS.get(path.suffix, "pcm_s16le")
             audio = container.add_stream(name, rate=sound_rate_hz, layout=sound_layout)
+        at_s, by_s = jump_s or (seconds, 0.0)
         packets = []
         for time_s in times:
             frame = av.VideoFrame.from_ndarray(draw(time_s), format="rgb24")
-            frame.pts, frame.time_base = round(time_s / tick), tick
+            stamp_s = time_s + (by_s if time_s >= at_s else 0.0)
+            frame.pts, frame.time_base = round(stamp_s / tick), tick
             packets += video.encode(frame)
         packets += video.encode(None)
         if audio is not None:
-            packets += _encode_sound(
-                audio, samples, sound_layout, sound_rate_hz, sound_offset_s, sound_hole_s
-            )
+            sounds = _encode_sound(audio, samples, sound_layout, sound_rate_hz, sound_offset_s)
+            for packet in sounds:
+                time_s = float(packet.pts * packet.time_base)
+                if sound_hole_s and sound_hole_s[0] <= time_s < sound_hole_s[1]:
+                    continue
+                if time_s >= at_s:
+                    packet.pts += round(by_s / packet.time_base)
+                    packet.dts += round(by_s / packet.time_base)
+                packets.append(packet)
         for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
             container.mux(packet)
     return path
@@ -151,24 +174,17 @@ def _samples(sound: NDArray[np.float32] | str, seconds: float, rate_hz: int) -> 
     return sound
 
 
-def _encode_sound(audio, samples, layout, rate_hz, offset_s, hole_s):
+def _encode_sound(audio, samples, layout, rate_hz, offset_s):
     channels = av.AudioLayout(layout).nb_channels
     planes = np.broadcast_to(np.atleast_2d(samples), (channels, samples.shape[-1]))
-    resampler = av.AudioResampler(
-        format=audio.codec_context.format, layout=layout, rate=rate_hz, frame_size=0
-    )
+    resampler = av.AudioResampler(format=audio.codec_context.format, layout=layout, rate=rate_hz)
     step = audio.codec_context.frame_size or 1024
-    shift = round(offset_s * rate_hz)
     packets = []
     for start in range(0, planes.shape[1], step):
         piece = np.ascontiguousarray(planes[:, start : start + step], dtype=np.float32)
         frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
         frame.sample_rate, frame.time_base = rate_hz, Fraction(1, rate_hz)
-        frame.pts = start + shift
+        frame.pts = start + round(offset_s * rate_hz)
         for converted in resampler.resample(frame):
             packets += audio.encode(converted)
-    packets += audio.encode(None)
-    if hole_s is None:
-        return packets
-    first_s, last_s = hole_s
-    return [p for p in packets if not first_s <= p.pts * p.time_base < last_s]
+    return packets + audio.encode(None)

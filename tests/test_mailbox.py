@@ -1,0 +1,146 @@
+"""The mailbox between threads: bounds, policies, counted drops, errors that arrive."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from atlasd.streams.mailbox import Mailbox, MailboxClosedError
+
+MS = 1_000_000
+
+
+def in_thread(work) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_wait_loses_nothing_and_keeps_order():
+    """A fast producer is held to the consumer's pace by two places."""
+    mailbox = Mailbox(2, "wait")
+
+    def produce():
+        for i in range(1000):
+            mailbox.put(i, captured_ns=0)
+        mailbox.close()
+
+    thread = in_thread(produce)
+    assert list(mailbox) == list(range(1000))
+    thread.join(5)
+    assert mailbox.drops == {"queue_full": 0, "stale": 0}
+
+
+def test_wait_blocks_while_full():
+    """The third put into two places returns only after a get."""
+    mailbox = Mailbox(2, "wait")
+    third_is_in = threading.Event()
+
+    def produce():
+        for i in range(3):
+            mailbox.put(i)
+        third_is_in.set()
+
+    thread = in_thread(produce)
+    assert not third_is_in.wait(0.05)
+    assert len(mailbox) == 2
+    assert mailbox.get() == 0
+    assert third_is_in.wait(5)
+    thread.join(5)
+
+
+def test_live_drops_the_oldest_and_counts():
+    """A slow consumer gets the newest; put never blocks."""
+    mailbox = Mailbox(2, "live", clock=lambda: 0)
+    for i in range(5):
+        mailbox.put(i, captured_ns=0)
+    mailbox.close()
+    assert list(mailbox) == [3, 4]
+    assert mailbox.drops == {"queue_full": 3, "stale": 0}
+
+
+def test_live_drops_by_measured_age_and_counts():
+    """What is older than max_age_ms when it would be taken is passed over."""
+    now = 0
+    mailbox = Mailbox(4, "live", max_age_ms=100, clock=lambda: now)
+    mailbox.put("old", captured_ns=0)
+    mailbox.put("new", captured_ns=60 * MS)
+    now = 101 * MS
+    assert mailbox.get(0) == "new"
+    assert mailbox.drops == {"queue_full": 0, "stale": 1}
+
+
+def test_wait_never_drops_by_age():
+    """Every frame of a file arrives, however slow the consumer is."""
+    mailbox = Mailbox(4, "wait", max_age_ms=1, clock=lambda: 10**12)
+    mailbox.put("old", captured_ns=0)
+    assert mailbox.get(0) == "old"
+
+
+def test_events_outlive_pictures():
+    """Items without a capture time give way last, and have no age."""
+    mailbox = Mailbox(2, "live", max_age_ms=1, clock=lambda: 10**12)
+    mailbox.put("event")
+    mailbox.put("first", captured_ns=10**12)
+    mailbox.put("second", captured_ns=10**12)
+    assert [mailbox.get(0), mailbox.get(0)] == ["event", "second"]
+    for event in ("a", "b", "c"):
+        mailbox.put(event)
+    assert [mailbox.get(0), mailbox.get(0)] == ["b", "c"]
+    assert mailbox.drops == {"queue_full": 2, "stale": 0}
+
+
+def test_get_times_out_with_none():
+    """An empty, open mailbox answers None after the timeout."""
+    assert Mailbox(1).get(0.01) is None
+
+
+def test_close_wakes_a_waiting_consumer():
+    """The iteration ends."""
+    mailbox = Mailbox(1)
+    got = []
+    thread = in_thread(lambda: got.extend(mailbox))
+    mailbox.put("last")
+    mailbox.close()
+    mailbox.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert got == ["last"]
+    assert mailbox.closed
+
+
+def test_close_wakes_a_blocked_producer():
+    """A producer whose consumer has gone learns of it."""
+    mailbox = Mailbox(1)
+    mailbox.put(0)
+    raised = []
+
+    def produce():
+        try:
+            mailbox.put(1)
+        except MailboxClosedError as error:
+            raised.append(error)
+
+    thread = in_thread(produce)
+    mailbox.close()
+    thread.join(5)
+    assert len(raised) == 1
+
+
+def test_an_error_arrives_after_what_was_put_before():
+    """The consumer first gets every item, then the producer's error."""
+    mailbox = Mailbox(4)
+    mailbox.put(1)
+    mailbox.fail(OSError("camera unplugged"))
+    assert mailbox.get() == 1
+    with pytest.raises(OSError, match="camera unplugged"):
+        mailbox.get()
+    with pytest.raises(MailboxClosedError):
+        mailbox.put(2)
+
+
+@pytest.mark.parametrize("how", [{"capacity": 0}, {"capacity": 1, "max_age_ms": -1.0}])
+def test_an_impossible_size_or_age_is_refused(how):
+    """The error says what is allowed."""
+    with pytest.raises(ValueError, match="at least one item"):
+        Mailbox(**how)
