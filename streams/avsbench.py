@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import av
 import numpy as np
 import soxr
 from numpy.typing import NDArray
-from PIL import Image
 
+from .avscheck import check
 from .avslayout import (
     FRAMES_PER_CLIP,
     DatasetError,
@@ -29,6 +28,8 @@ from .avslayout import (
     read_class_map,
     read_table,
 )
+from .avsmedia import read_mask, read_picture, read_wave
+from .avsreport import Problem, Report, SubsetReport, Table
 from .clips import NS_PER_S, AudioWindow, Clip, LabeledClip, Sample, VideoFrame
 
 __all__ = [
@@ -36,8 +37,13 @@ __all__ = [
     "DatasetError",
     "Entry",
     "Kind",
+    "Problem",
+    "Report",
     "Split",
     "Subset",
+    "SubsetReport",
+    "Table",
+    "check",
     "frame_times_s",
     "labeled_clip",
     "read_mask",
@@ -87,77 +93,6 @@ def windows_at(
         offset = max(-start, 0)
         window[offset : offset + len(heard)] = heard
     return windows
-
-
-def read_picture(path: Path, size_px: int | None = None) -> NDArray[np.uint8]:
-    """Reads a picture as uint8 (H, W, 3) RGB, squashed to ``size_px`` squared where that is given.
-
-    Raises:
-        DatasetError: the file is missing or not a picture.
-    """
-    with _opened(path, "a picture") as picture:
-        rgb = picture.convert("RGB")
-    if size_px is not None and rgb.size != (size_px, size_px):
-        rgb = rgb.resize((size_px, size_px), Image.Resampling.BILINEAR)
-    return np.asarray(rgb, dtype=np.uint8)
-
-
-def read_mask(path: Path, size_px: int | None = None) -> NDArray[np.uint8]:
-    """Reads a mask as uint8 (H, W) in {0, 1}: 1 where its luminance is over 127.
-
-    Pillow's modes 1 (dithers) and P (turns white into 225) are not used on the way.
-
-    Raises:
-        DatasetError: the file is missing or not a picture.
-    """
-    with _opened(path, "a mask") as picture:
-        grey = picture.convert("L")
-    if size_px is not None and grey.size != (size_px, size_px):
-        grey = grey.resize((size_px, size_px), Image.Resampling.NEAREST)
-    return (np.asarray(grey) > 127).astype(np.uint8)
-
-
-def _opened(path: Path, what: str) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except FileNotFoundError as error:
-        raise DatasetError(
-            f"{path}: is missing; {what} of its clip was expected there. "
-            "See what else is missing with 'atlasd dataset check'"
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{path}: is not {what} that can be decoded ({error})") from error
-    return picture
-
-
-def read_wave(path: Path) -> tuple[NDArray[np.float32], int]:
-    """Reads a sound as float32 (n,) mono, the mean of its channels, and its rate in Hz.
-
-    Raises:
-        DatasetError: the file is missing, holds no sound, or cannot be decoded.
-    """
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise DatasetError(f"{path}: holds no sound; a wav file was expected")
-            stream = container.streams.audio[0]
-            rate_hz = stream.sample_rate
-            planar = av.AudioResampler(format="fltp")
-            parts = [
-                part.to_ndarray().mean(axis=0)
-                for frame in container.decode(stream)
-                for part in planar.resample(frame)
-            ]
-    except FileNotFoundError as error:
-        raise DatasetError(
-            f"{path}: is missing; the sound of its clip was expected there"
-        ) from error
-    except (av.FFmpegError, OSError) as error:
-        raise DatasetError(f"{path}: cannot be decoded as sound ({error})") from error
-    if not parts:
-        return np.zeros(0, dtype=np.float32), rate_hz
-    return np.concatenate(parts).astype(np.float32), rate_hz
 
 
 @dataclass(frozen=True, slots=True)
