@@ -11,6 +11,8 @@ from typing import Self
 
 import av
 import av.audio
+import av.container
+import av.error
 import av.video
 import numpy as np
 from numpy.typing import NDArray
