@@ -290,12 +290,16 @@ def _problems_of(
 def _claimed_counts(
     subset: Subset, manifest: Mapping[str, object] | None
 ) -> Mapping[str, int] | None:
-    """What ``dataset.json`` says under ``counts``: subset, then clips by split."""
+    """What ``dataset.json`` says under ``counts``: clips by ``"SUBSET SPLIT"``."""
     counts = (manifest or {}).get("counts")
-    own = counts.get(subset) if isinstance(counts, dict) else None
-    if not isinstance(own, dict) or not all(isinstance(n, int) for n in own.values()):
+    if not isinstance(counts, dict):
         return None
-    return {str(split): int(n) for split, n in own.items()}
+    keys = [(str(key).partition(" "), number) for key, number in counts.items()]
+    return {
+        split: number
+        for (owner, _, split), number in keys
+        if owner == subset and isinstance(number, int)
+    } or None
 
 
 def _count_problems(

@@ -326,8 +326,8 @@ def write_dataset(
         "id": f"toy-world-1-{seed}-{size_px}px",
         "seed": seed,
         "counts": {
-            "s4": {split: len(CATEGORIES) * count for split, count in counts.items()},
-            "ms3": dict(ms3_counts or {}),
+            **{f"s4 {split}": len(CATEGORIES) * count for split, count in counts.items()},
+            **{f"ms3 {split}": count for split, count in (ms3_counts or {}).items()},
         },
     }
     (root / "dataset.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
