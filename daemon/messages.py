@@ -39,6 +39,7 @@ Version = Annotated[str, Text(16, r"[0-9]{1,5}\.[0-9]{1,5}")]
 Nanoseconds = Annotated[int, Whole(-(2**63), 2**63 - 1)]
 Count = Annotated[int, Whole(0, 2**63 - 1)]
 Side = Annotated[int, Whole(1, 32768)]
+MaskSide = Annotated[int, Whole(1, masks.MAX_SIDE)]
 Fraction = Annotated[float, Real(0, 1)]
 Milliseconds = Annotated[float, Real(0, 1e12)]
 Number = Annotated[float, Real(-1e300, 1e300)]
@@ -97,10 +98,10 @@ class MaskData(_Checked):
     """
 
     enc: masks.Encoding
-    shape: tuple[Side, Side]
+    shape: tuple[MaskSide, MaskSide]
     threshold: Fraction = 0.5
     transform: tuple[Number, Number, Number, Number] | None = None
-    data: Annotated[bytes, Octets(2 * masks.MAX_PIXELS)]
+    data: Annotated[bytes, Octets(masks.MAX_PIXELS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,7 +261,7 @@ class Hello(_Checked):
     frame_size: tuple[Side, Side] | None = None
     fps: Annotated[float, Real(0, 1e6)] | None = None
     has_audio: bool
-    mask_shape: tuple[Side, Side]
+    mask_shape: tuple[MaskSide, MaskSide]
     enc: masks.Encoding
     threshold: Fraction = 0.5
     classes: Names = ()

@@ -8,8 +8,11 @@ import msgpack
 import numpy as np
 import pytest
 from atlasd.daemon import masks
+from atlasd.daemon.client import CUT_OFF_BYTES, RECEIVE_HIGH_WATER_MARK
 from atlasd.daemon.messages import (
     MAX_CONTAINERS,
+    MAX_MESSAGE_BYTES,
+    VERSION,
     Event,
     FrameInfo,
     MaskData,
@@ -19,6 +22,7 @@ from atlasd.daemon.messages import (
     topic,
     unpack,
 )
+from atlasd.daemon.outlet import SEND_HIGH_WATER_MARK
 from hypothesis import given
 from hypothesis import strategies as st
 from wire import a_mask, full_messages, picture
@@ -247,3 +251,19 @@ def test_a_mask_whose_bytes_do_not_fit_its_shape_says_so():
     data = dataclasses.replace(broken.mask, shape=(60, 10))
     with pytest.raises(masks.MaskError, match="it must have 75"):
         dataclasses.replace(broken, mask=data).array()
+
+
+def test_the_specification_names_every_field():
+    text = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
+    for name, message in full_messages().items():
+        section = text.partition(f"\n## {name.capitalize()}\n")[2].partition("\n## ")[0]
+        missing = [key for key in body_of(message) if f"`{key}`" not in section]
+        assert not missing, (name, missing)
+
+
+def test_the_specification_states_the_version_and_the_limits():
+    text = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
+    assert f"Version: **{VERSION}**" in text
+    assert f"at most {MAX_MESSAGE_BYTES:,} bytes, {MAX_CONTAINERS} lists and maps" in text
+    assert f"| {CUT_OFF_BYTES:,} |" in text
+    assert f"`SNDHWM` {SEND_HIGH_WATER_MARK} | `RCVHWM` {RECEIVE_HIGH_WATER_MARK}" in text
