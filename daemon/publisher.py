@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -30,13 +30,13 @@ from .messages import (
     Message,
     Preview,
     Status,
-    StreamState,
     TopicKind,
     clock_name,
     pack,
     topic,
 )
 from .outlet import Outlet, Subscriptions
+from .records import StreamRecord
 
 Policy = Literal["wait", "live"]
 
@@ -63,41 +63,6 @@ class PublisherStats:
     sent: Mapping[str, int]
     drops: Mapping[str, int]
     subscribers: int
-
-
-@dataclass(slots=True)
-class _Stream:
-    """What the bus remembers of a stream."""
-
-    name: str
-    state: StreamState = "starting"
-    detail: str = ""
-    hello: Hello | None = None
-    mask: Mask | None = None
-    epoch: int = 0
-    masks: int = 0
-    drops: Mapping[str, int] = field(default_factory=dict[str, int])
-    lat_ms: Mapping[str, float] = field(default_factory=dict[str, float])
-    hello_due_ns: int = 0
-    status_due_ns: int = 0
-    counted_ns: int = 0
-    counted_masks: int = 0
-
-    def note(self, message: Message) -> None:
-        """Remember what status and hello repeat."""
-        match message:
-            case Hello():
-                self.hello = message
-            case Mask():
-                self.mask, self.epoch, self.state = message, message.epoch, "running"
-                self.masks += 1
-                self.drops = message.drops or self.drops
-            case Event(kind="eos"):
-                self.state, self.detail = "ended", message.detail
-            case Event():
-                self.epoch = max(self.epoch, message.epoch)
-            case _:
-                pass
 
 
 class Publisher:
@@ -150,7 +115,7 @@ class Publisher:
         self._linger_ms = round(linger_s * 1000)
         self._changed = threading.Condition()
         self._queue: deque[Message] = deque()
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, StreamRecord] = {}
         self._subscriptions = Subscriptions()
         self._sent: Counter[str] = Counter()
         self._drops: Counter[str] = Counter()
@@ -280,9 +245,9 @@ class Publisher:
         self._drops["bus_queue_full"] += 1
         return True
 
-    def _stream(self, name: str) -> _Stream:
+    def _stream(self, name: str) -> StreamRecord:
         if name not in self._streams:
-            self._streams[name] = _Stream(name, counted_ns=self._clock())
+            self._streams[name] = StreamRecord(name, self._clock())
         return self._streams[name]
 
     def _wake(self) -> None:
@@ -349,23 +314,15 @@ class Publisher:
             ):
                 stream.hello_due_ns = now + self._hello_ns
             if now >= stream.status_due_ns and self._offer(self._status(stream, now)):
-                stream.status_due_ns = now + self._status_ns
-                stream.counted_ns, stream.counted_masks = now, stream.masks
+                stream.status_sent(now, now + self._status_ns)
 
-    def _status(self, stream: _Stream, now: int) -> Status:
+    def _status(self, stream: StreamRecord, now: int) -> Status:
         with self._changed:
-            seconds = (now - stream.counted_ns) / _NS
-            return Status(
-                stream=stream.name,
-                state="stopping" if self._closing and stream.state != "ended" else stream.state,
-                detail=stream.detail,
-                epoch=stream.epoch,
-                masks=stream.masks,
-                fps=(stream.masks - stream.counted_masks) / seconds if seconds > 0 else 0.0,
+            return stream.status(
+                now,
+                stopping=self._closing,
                 subscribers=self._subscriptions.matching("m", stream.name),
-                drops={**stream.drops, **self._drops},
-                lat_ms=stream.lat_ms,
-                mask=stream.mask,
+                bus_drops=self._drops,
             )
 
     def _send_next(self) -> None:
@@ -459,5 +416,4 @@ class Publisher:
 
     def _say_goodbye(self) -> None:
         for stream in list(self._streams.values()):
-            goodbye = Event(stream=stream.name, kind="goodbye", epoch=stream.epoch)
-            self._deliver(self._stamp(goodbye))
+            self._deliver(self._stamp(stream.farewell()))
