@@ -35,7 +35,7 @@ class _Section(BaseModel):
 class SourceConfig(_Section):
     """What is watched and listened to."""
 
-    uri: str = Field(SAMPLE_URI, min_length=1)
+    uri: str = Field(default=SAMPLE_URI, min_length=1)
     """A media file, a folder of frames with a sound, or `sample`: a clip composed on the spot."""
     stream: StreamName = "main"
     """Name of the stream: the part of every topic after the slash."""
@@ -43,14 +43,14 @@ class SourceConfig(_Section):
     """Files: `real` gives each frame when it is due, `free` as fast as it is consumed."""
     policy: Literal["auto", "wait", "live"] = "auto"
     """`wait`: every frame, in order; `live`: the freshest; `auto`: wait for files, live otherwise."""
-    folder_fps: float = Field(25.0, gt=0, le=1000)
+    folder_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frames a second of a folder of frames without timestamps."""
 
 
 class ModelConfig(_Section):
     """Which network, with which weights, on what."""
 
-    preset: str = Field("atlas-lite", min_length=1)
+    preset: str = Field(default="atlas-lite", min_length=1)
     """`atlas-lite` (shipped weights, real time on two cores) or `atlas` (the paper's)."""
     weights: Path | None = None
     """A checkpoint of the preset; none: the shipped or published one."""
@@ -58,13 +58,13 @@ class ModelConfig(_Section):
     """The visual backbone's pretrained weights, where they cannot be fetched."""
     audio_weights: Path | None = None
     """The audio encoder's pretrained weights (Cnn14), where they cannot be fetched."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`auto` takes the first CUDA device, else the CPU."""
-    threads: int = Field(0, ge=0, le=1024)
+    threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the network; 0: chosen by the machine."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: fp32 on a CPU, bf16 or fp16 autocast on CUDA."""
-    batch: int = Field(1, ge=1, le=64)
+    batch: int = Field(default=1, ge=1, le=64)
     """Samples in one forward pass; more than one only where the policy is `wait`."""
 
 
@@ -73,39 +73,39 @@ class SyncConfig(_Section):
 
     anchor: Literal["end", "center"] = "end"
     """Where the frame lies in its window; `end` needs no sound from the future."""
-    lag_ms: float = Field(0.0, ge=-2000, le=2000)
+    lag_ms: float = Field(default=0.0, ge=-2000, le=2000)
     """Shifts the window later: corrects a known offset between picture and sound."""
-    audio_wait_ms: float = Field(80.0, ge=0, le=5000)
+    audio_wait_ms: float = Field(default=80.0, ge=0, le=5000)
     """Live: how long a frame waits for the end of its window before it goes on as `late`."""
 
 
 class QueueConfig(_Section):
     """What lies between capture and network."""
 
-    capacity: int = Field(32, ge=1, le=4096)
+    capacity: int = Field(default=32, ge=1, le=4096)
     """Samples that may wait; at the limit `wait` holds the source, `live` drops the oldest."""
-    max_age_ms: float = Field(500.0, gt=0, le=60_000)
+    max_age_ms: float = Field(default=500.0, gt=0, le=60_000)
     """Live: a sample older than this is dropped, and counted."""
 
 
 class PublishConfig(_Section):
     """The bus."""
 
-    endpoint: str = Field("tcp://127.0.0.1:5557", pattern=r"^(tcp|ipc)://.+")
+    endpoint: str = Field(default="tcp://127.0.0.1:5557", pattern=r"^(tcp|ipc)://.+")
     """Where subscribers connect; loopback or ipc unless `insecure`."""
     insecure: bool = False
     """Allow an address that other machines reach, without encryption."""
     encoding: Literal["bits", "bits+zstd", "rle", "prob8"] = "bits+zstd"
     """How masks travel; see docs/protocol.md."""
-    threshold: float = Field(0.5, gt=0, lt=1)
+    threshold: float = Field(default=0.5, gt=0, lt=1)
     """A pixel belongs to the mask where its probability is above this."""
-    wait_for_subscriber_s: float = Field(10.0, ge=0, le=3600)
+    wait_for_subscriber_s: float = Field(default=10.0, ge=0, le=3600)
     """Policy `wait`: how long the first frame is held for a first subscriber."""
-    send_timeout_s: float = Field(5.0, gt=0, le=600)
+    send_timeout_s: float = Field(default=5.0, gt=0, le=600)
     """Policy `wait`: how long a subscriber that does not read may hold the bus."""
-    status_interval_s: float = Field(1.0, gt=0, le=60)
+    status_interval_s: float = Field(default=1.0, gt=0, le=60)
     """Seconds between two status messages."""
-    hello_interval_s: float = Field(2.0, gt=0, le=60)
+    hello_interval_s: float = Field(default=2.0, gt=0, le=60)
     """Seconds between two hello messages."""
 
 
