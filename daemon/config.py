@@ -42,7 +42,7 @@ class SourceConfig(_Section):
     pace: Literal["real", "free"] = "real"
     """Files: `real` gives each frame when it is due, `free` as fast as it is consumed."""
     policy: Literal["auto", "wait", "live"] = "auto"
-    """`wait`: every frame, in order; `live`: the freshest; `auto`: wait for files, live otherwise."""
+    """`wait`: every frame, in order; `live`: the freshest; `auto`: wait for files, else live."""
     folder_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frames a second of a folder of frames without timestamps."""
 
