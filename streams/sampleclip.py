@@ -22,45 +22,24 @@ from typing import Literal
 
 import av
 import numpy as np
-import soxr
 from numpy.typing import NDArray
-from PIL import Image
 
 from .avslayout import DatasetError
+from .catalogue import ContentError
 from .clips import NS_PER_S
-from .scenes import Scene, cast_actor, draw_motion
-from .toydrawings import draw_background, draw_object
-from .toysounds import gated, pink_noise, synthesise
-from .toyworld import CATEGORIES
+from .packages import PackageError, Progress, quiet
+from .pictures import PictureError
+from .recordings import RecordingError
+from .samplecast import SOUND_RATE_HZ, Cast, SampleObject, Split, openavs_cast, toy_cast
+from .scenes import Scene
+from .toysounds import pink_noise
 
 World = Literal["openavs", "toy"]
 WINDOW_S = 1.0
 TAIL_S = 0.5
 FLOOR = 0.1
-SOUND_RATE_HZ = 48_000
-_SYNTHESIS_RATE_HZ = 16_000
 _LOUDNESS_DB = -20.0
 _NOISE_DB = -60.0
-
-
-@dataclass(frozen=True, slots=True)
-class SampleObject:
-    """An object of a sample and where it comes from.
-
-    Attributes:
-        category: its class.
-        cutout: provenance of its picture.
-        recording: provenance of its sound.
-        split: split of the data set that its picture and its recording belong to; of a toy, whose
-            every seed is new, ``none``.
-        turns_s: when it is meant to sound: (start, end) in seconds.
-    """
-
-    category: str
-    cutout: str
-    recording: str
-    split: str
-    turns_s: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +92,6 @@ class Truth:
         return (self.visible & self.sounding[:, :, None, None]).any(axis=1)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Take:
-    """A scene with the stem of each actor, float32 (n,) at `SOUND_RATE_HZ`, root mean square 1."""
-
-    scene: Scene
-    stems: tuple[NDArray[np.float32], ...]
-    objects: tuple[SampleObject, ...]
-    background: str
-
-
 def make_sample(
     out: Path,
     *,
@@ -132,8 +101,11 @@ def make_sample(
     size_px: tuple[int, int] = (640, 360),
     seed: int = 0,
     packages: Path | None = None,
-    split: str = "test",
+    categories: Sequence[str] = (),
+    cutout_split: Split = "test",
+    recording_split: Split = "test",
     fallback: bool = True,
+    progress: Progress = quiet,
 ) -> SampleClip:
     """Makes ``sample.mp4`` and ``sample-truth.npz``.
 
@@ -141,13 +113,16 @@ def make_sample(
         out: folder for both, made where it is missing.
         world: ``openavs`` composes photos and recordings from Debian packages, ``toy`` draws and
             synthesises.
-        seconds: length, at least 1.
+        seconds: length, 1 to 600.
         fps: frames a second, 1 to 120.
         size_px: (width, height), even numbers of at least 64.
-        seed: decides all else.
-        packages: folder of Debian packages already there; None gets them from Debian.
-        split: of Open-AVS: whose cut-outs and recordings are used.
+        seed: decides all that is not given.
+        packages: folder with Debian packages; None asks apt for `samplecast.SAMPLE_PACKAGES`.
+        categories: two or three of the world's; none draws three.
+        cutout_split: of Open-AVS: whose pictures; ``test`` are seen by no training.
+        recording_split: of Open-AVS: whose recordings.
         fallback: whether to make a toy, and say why, where Open-AVS cannot be had.
+        progress: told of packages, content and frames.
 
     Returns:
         What was made, and of what.
@@ -158,15 +133,34 @@ def make_sample(
     """
     rate = Fraction(fps).limit_denominator(1001)
     _check_request(seconds, rate, size_px)
-    out.mkdir(parents=True, exist_ok=True)
-    take, reason = _toy_take(seed, seconds, size_px), None
-    video, truth = out / "sample.mp4", out / "sample-truth.npz"
+    reason: str | None = None
+    if world == "openavs":
+        try:
+            cast = openavs_cast(
+                seed,
+                seconds,
+                size_px,
+                categories,
+                cutout_split=cutout_split,
+                recording_split=recording_split,
+                packages=packages,
+                progress=progress,
+            )
+        except (PackageError, ContentError, PictureError, RecordingError, ImportError) as error:
+            if not fallback:
+                raise DatasetError(f"no sample of Open-AVS can be made: {error}") from error
+            world, reason = "toy", f"Open-AVS cannot be had: {error}"
+            cast = toy_cast(seed, seconds, size_px)
+    else:
+        cast = toy_cast(seed, seconds, size_px, categories)
     times_s = [float(index / rate) for index in range(round(seconds * rate))]
-    sound = _mix(take, seed, math.ceil(len(times_s) / rate * SOUND_RATE_HZ))
-    visible = _write_video(video, take.scene, times_s, rate, size_px, sound)
-    _write_truth(truth, take, times_s, visible)
+    sound = _mix(cast, seed, math.ceil(len(times_s) / rate * SOUND_RATE_HZ))
+    out.mkdir(parents=True, exist_ok=True)
+    video, truth = out / "sample.mp4", out / "sample-truth.npz"
+    visible = _write_video(video, cast.scene, times_s, rate, size_px, sound, progress)
+    _write_truth(truth, cast, times_s, visible)
     return SampleClip(
-        video, truth, world, reason, take.objects, take.background, seconds, rate, size_px
+        video, truth, world, reason, cast.objects, cast.background, seconds, rate, size_px
     )
 
 
@@ -177,23 +171,6 @@ def _check_request(seconds: float, fps: Fraction, size_px: tuple[int, int]) -> N
         raise ValueError(f"fps is {float(fps)}; allowed are 1 to 120")
     if any(side < 64 or side % 2 for side in size_px):
         raise ValueError(f"size_px is {size_px}; both are even and at least 64")
-
-
-def turns(count: int, seconds: float) -> list[tuple[float, float]]:
-    """When each of ``count`` objects sounds.
-
-    The time is cut into ``count + 1`` equal turns, of which the last but one is silent.
-
-    Args:
-        count: objects, at least 1.
-        seconds: length of the whole.
-
-    Returns:
-        (start, end) in seconds of each object.
-    """
-    turn_s = seconds / (count + 1)
-    slots = [*range(count - 1), count]
-    return [(slot * turn_s, (slot + 1) * turn_s) for slot in slots]
 
 
 def sounding_at(
@@ -242,57 +219,11 @@ def settled_at(
     return np.array([not any(t - WINDOW_S < edge < t for edge in edges) for t in times_s])
 
 
-def _toy_take(seed: int, seconds: float, size_px: tuple[int, int]) -> _Take:
-    rng = np.random.default_rng([seed, 7])
-    names = [str(name) for name in rng.permutation(CATEGORIES)[:3]]
-    spans = [turns(len(names), seconds)[i] for i in rng.permutation(len(names))]
-    cutouts = [draw_object(name, rng) for name in names]
-    high = round(size_px[1] * 1.25)
-    backdrop = draw_background(rng, (round(high * size_px[0] / size_px[1]), high))
-    stems: list[NDArray[np.float32]] = []
-    for name, span in zip(names, spans, strict=True):
-        voice = synthesise(name, rng, seconds, _SYNTHESIS_RATE_HZ)
-        stems.append(_at_sound_rate(voice, _SYNTHESIS_RATE_HZ, span))
-    objects = tuple(
-        SampleObject(name, f"drawn, seed {seed}", f"synthesised, seed {seed}", "none", (span,))
-        for name, span in zip(names, spans, strict=True)
-    )
-    scene = _stage(rng, names, cutouts, backdrop, size_px)
-    return _Take(scene, tuple(stems), objects, f"drawn, seed {seed}")
-
-
-def _at_sound_rate(
-    voice: NDArray[np.float32], rate_hz: int, span: tuple[float, float]
-) -> NDArray[np.float32]:
-    resampled = np.asarray(soxr.resample(voice, rate_hz, SOUND_RATE_HZ), dtype=np.float32)
-    return gated(resampled, (span,), SOUND_RATE_HZ)
-
-
-def _stage(
-    rng: np.random.Generator,
-    names: Sequence[str],
-    cutouts: Sequence[Image.Image],
-    backdrop: Image.Image,
-    size_px: tuple[int, int],
-) -> Scene:
-    """Sets the objects side by side, large, none behind another."""
-    aspect = size_px[0] / size_px[1]
-    share = 1 / len(names)
-    actors = []
-    for index, (name, cutout) in enumerate(zip(names, cutouts, strict=True)):
-        ratio = cutout.width / cutout.height
-        size = float(rng.uniform(0.48, 0.6)) * min(1.0, 0.85 * aspect * share / (0.54 * ratio))
-        x = (index + 0.5) * share + float(rng.uniform(-0.03, 0.03))
-        y = float(rng.uniform(0.5, 0.6))
-        actors.append(cast_actor(name, cutout, size, draw_motion(rng, x, y, 6.0)))
-    return Scene(backdrop, tuple(actors), aspect, draw_motion(rng, 0.5, 0.5, 0.0))
-
-
-def _mix(take: _Take, seed: int, n: int) -> NDArray[np.float32]:
+def _mix(cast: Cast, seed: int, n: int) -> NDArray[np.float32]:
     """The stems together at about −20 dBFS over faint noise: float32 (n,), peak at most 0.97."""
     noise = pink_noise(np.random.default_rng([seed, 8]), n)
     mix = noise * np.float32(10 ** (_NOISE_DB / 20))
-    for stem in take.stems:
+    for stem in cast.stems:
         heard = min(n, len(stem))
         mix[:heard] += stem[:heard] * np.float32(10 ** (_LOUDNESS_DB / 20))
     return (mix * min(1.0, 0.97 / float(np.abs(mix).max()))).astype(np.float32)
@@ -305,6 +236,7 @@ def _write_video(
     fps: Fraction,
     size_px: tuple[int, int],
     sound: NDArray[np.float32],
+    progress: Progress,
 ) -> NDArray[np.uint8]:
     """Draws and encodes; returns the visible pixels, bit-packed uint8 (F, A, ceil(W * H / 8))."""
     packed: list[NDArray[np.uint8]] = []
@@ -317,6 +249,7 @@ def _write_video(
         video.pix_fmt = "yuv420p"
         audio = container.add_stream("aac", rate=SOUND_RATE_HZ, layout="mono")
         for index, time_s in enumerate(times_s):
+            progress("frames", index, len(times_s))
             picture, masks = scene.draw(time_s, size_px)
             packed.append(np.packbits(masks.reshape(len(masks), -1), axis=1))
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -334,18 +267,18 @@ def _write_video(
 
 
 def _write_truth(
-    path: Path, take: _Take, times_s: Sequence[float], visible: NDArray[np.uint8]
+    path: Path, cast: Cast, times_s: Sequence[float], visible: NDArray[np.uint8]
 ) -> None:
-    spans = [item.turns_s for item in take.objects]
+    spans = [item.turns_s for item in cast.objects]
     sounding = [
         sounding_at(stem, SOUND_RATE_HZ, own, times_s)
-        for stem, own in zip(take.stems, spans, strict=True)
+        for stem, own in zip(cast.stems, spans, strict=True)
     ]
     with path.open("wb") as file:
         np.savez_compressed(
             file,
             times_ns=np.array([round(time_s * NS_PER_S) for time_s in times_s], dtype=np.int64),
-            categories=np.array([item.category for item in take.objects]),
+            categories=np.array([item.category for item in cast.objects]),
             visible=visible,
             sounding=np.stack(sounding, axis=1),
             settled=settled_at(spans, times_s),
