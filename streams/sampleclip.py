@@ -158,7 +158,7 @@ def make_sample(
     out.mkdir(parents=True, exist_ok=True)
     video, truth = out / "sample.mp4", out / "sample-truth.npz"
     visible = _write_video(video, cast.scene, times_s, rate, size_px, sound, progress)
-    _write_truth(truth, cast, times_s, visible)
+    _write_truth(truth, cast, times_s, size_px, visible)
     return SampleClip(
         video, truth, world, reason, cast.objects, cast.background, seconds, rate, size_px
     )
@@ -267,7 +267,11 @@ def _write_video(
 
 
 def _write_truth(
-    path: Path, cast: Cast, times_s: Sequence[float], visible: NDArray[np.uint8]
+    path: Path,
+    cast: Cast,
+    times_s: Sequence[float],
+    size_px: tuple[int, int],
+    visible: NDArray[np.uint8],
 ) -> None:
     spans = [item.turns_s for item in cast.objects]
     sounding = [
@@ -279,25 +283,25 @@ def _write_truth(
             file,
             times_ns=np.array([round(time_s * NS_PER_S) for time_s in times_s], dtype=np.int64),
             categories=np.array([item.category for item in cast.objects]),
+            size_px=np.array(size_px),
             visible=visible,
             sounding=np.stack(sounding, axis=1),
             settled=settled_at(spans, times_s),
         )
 
 
-def read_truth(path: Path, size_px: tuple[int, int]) -> Truth:
+def read_truth(path: Path) -> Truth:
     """Reads a sample's truth.
 
     Args:
         path: what `make_sample` wrote.
-        size_px: (width, height) of the video.
 
     Raises:
-        DatasetError: the file is missing, damaged, or of another size.
+        DatasetError: the file is missing, damaged, or something else.
     """
-    width, height = size_px
     try:
         with np.load(path, allow_pickle=False) as stored:
+            width, height = (int(side) for side in stored["size_px"])
             visible = np.unpackbits(stored["visible"], axis=2, count=width * height)
             return Truth(
                 times_ns=stored["times_ns"],
@@ -306,7 +310,7 @@ def read_truth(path: Path, size_px: tuple[int, int]) -> Truth:
                 sounding=stored["sounding"],
                 settled=stored["settled"],
             )
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DatasetError(
-            f"{path}: is not the truth of a {width}x{height} sample ({error}); make the sample anew"
+            f"{path}: is not the truth of a sample ({error}); make the sample anew"
         ) from error
