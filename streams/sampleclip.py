@@ -290,18 +290,21 @@ def _write_truth(
         )
 
 
-def read_truth(path: Path) -> Truth:
+def read_truth(path: Path, size_px: tuple[int, int] | None = None) -> Truth:
     """Reads a sample's truth.
 
     Args:
         path: what `make_sample` wrote.
+        size_px: (width, height) of the video that it must fit; None takes any.
 
     Raises:
-        DatasetError: the file is missing, damaged, or something else.
+        DatasetError: the file is missing, damaged, or something else, or does not fit.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
             width, height = (int(side) for side in stored["size_px"])
+            if size_px not in {None, (width, height)}:
+                raise ValueError(f"it has {width}x{height} pixels, not {size_px}")
             visible = np.unpackbits(stored["visible"], axis=2, count=width * height)
             return Truth(
                 times_ns=stored["times_ns"],
