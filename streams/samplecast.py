@@ -63,6 +63,13 @@ class SampleObject:
     recording_split: str
     turns_s: tuple[tuple[float, float], ...]
 
+    @property
+    def split(self) -> str:
+        """Where it comes from, in a word, or in two where picture and sound differ."""
+        if self.cutout_split == self.recording_split:
+            return self.cutout_split
+        return f"{self.cutout_split} picture, {self.recording_split} sound"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cast:

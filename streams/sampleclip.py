@@ -107,7 +107,7 @@ def make_sample(
     fallback: bool = True,
     progress: Progress = quiet,
 ) -> SampleClip:
-    """Makes ``sample.mp4`` and ``sample-truth.npz``.
+    """Makes ``sample.mp4`` and ``sample-truth.npz``; the video appears last, when both are whole.
 
     Args:
         out: folder for both, made where it is missing.
@@ -157,8 +157,10 @@ def make_sample(
     sound = _mix(cast, seed, math.ceil(len(times_s) / rate * SOUND_RATE_HZ))
     out.mkdir(parents=True, exist_ok=True)
     video, truth = out / "sample.mp4", out / "sample-truth.npz"
-    visible = _write_video(video, cast.scene, times_s, rate, size_px, sound, progress)
+    unfinished = out / "sample.mp4.part"
+    visible = _write_video(unfinished, cast.scene, times_s, rate, size_px, sound, progress)
     _write_truth(truth, cast, times_s, size_px, visible)
+    unfinished.replace(video)
     return SampleClip(
         video, truth, world, reason, cast.objects, cast.background, seconds, rate, size_px
     )
@@ -241,7 +243,7 @@ def _write_video(
     """Draws and encodes; returns the visible pixels, bit-packed uint8 (F, A, ceil(W * H / 8))."""
     packed: list[NDArray[np.uint8]] = []
     written = 0
-    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         video = container.add_stream(
             "libx264", rate=fps, options={"crf": "18", "preset": "veryfast", "g": "50"}
         )
