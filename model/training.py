@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from .checkpoints import read_tensors, write_tensors
+from .pretrained import WeightsError
 
 Batch = dict[str, Tensor]
 """What a feed gives and a loss reads, by name."""
@@ -213,7 +213,7 @@ class Trainer:
         kept = "the batch was not saved, as no folder was given"
         if self._folder is not None:
             path = self._folder / "bad-batch.safetensors"
-            _write(path, batch, {"why": why, "where": where, "scalars": repr(dict(scalars))})
+            write_tensors(path, batch, {"why": why, "where": where, "scalars": repr(dict(scalars))})
             kept = f"the batch is in {path}"
         return TrainingError(
             f"{why} at {where} ({dict(scalars)}); {kept}. "
@@ -240,7 +240,7 @@ class Trainer:
             "step_in_epoch": self.step_in_epoch,
             "best": best,
         }
-        _write(path, tensors, {"manifest": json.dumps(manifest)})
+        write_tensors(path, tensors, {"manifest": json.dumps(manifest)})
 
     def restore(self, path: Path) -> None:
         """Continue where `save` was called.
@@ -250,10 +250,9 @@ class Trainer:
                 with other settings or another network. The trainer is then as it was.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                manifest = json.loads((file.metadata() or {})["manifest"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            tensors, metadata = read_tensors(path)
+            manifest = json.loads(metadata["manifest"])
+        except (WeightsError, KeyError, ValueError) as error:
             raise TrainingError(f"{path} is not the state of a training run: {error}") from error
         self._check(path, manifest, tensors)
         self._set(_under("parameter.", tensors))
@@ -354,20 +353,3 @@ def _select(
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file so that at every moment either the old or the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    # Clones: tensors that share memory (a tied weight, a view) cannot be saved as they are.
-    own = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    save_file(own, partial, metadata=metadata)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,0 +1,214 @@
+"""What the audio encoder learns from: augmentation, pools, batches, the tagger's loss and score."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from atlasd.model.audio import LogMel
+from atlasd.tools.augmentation import (
+    FLOOR_DB,
+    View,
+    draw_view,
+    mixed,
+    spliced,
+    varied_colours,
+    varied_mel,
+    varied_wave,
+)
+from atlasd.tools.soundfeed import (
+    SHORTEST_S,
+    TAIL_S,
+    Recording,
+    SoundFeed,
+    SoundPool,
+    cut_over,
+    make_pool,
+    tagging_accuracy,
+    tagging_loss,
+)
+from torch import nn
+
+RATE = 32_000
+
+
+def tone(hz, seconds=1.5):
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(int(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+RECORDINGS = [
+    Recording("low", tone(200), ("low",)),
+    Recording("low too", tone(230, 0.2), ("low",)),
+    Recording("high", tone(3000), ("high",)),
+    Recording("who knows", tone(900), ()),
+]
+
+
+def pool(teacher=None, windows=12):
+    return make_pool(
+        RECORDINGS,
+        ["high", "low"],
+        LogMel(),
+        windows=windows,
+        window_samples=RATE // 2,
+        sample_rate_hz=RATE,
+        seed=3,
+        teacher=teacher,
+    )
+
+
+def test_mixing_adds_powers():
+    rng = np.random.default_rng(0)
+    one, two = (torch.from_numpy(rng.uniform(-80, 0, (2, 5, 4)).astype(np.float32)) for _ in "ab")
+    gain = torch.tensor([0.0, -12.0])
+    power = 10 ** (one.double() / 10) + 10 ** ((two.double() + gain[:, None, None]) / 10)
+    torch.testing.assert_close(
+        mixed(one, two, gain).double(), 10 * power.log10(), atol=1e-4, rtol=0
+    )
+
+
+def test_splicing_changes_over_at_the_frame_given():
+    first, then = torch.zeros(3, 6, 2), torch.ones(3, 6, 2)
+    heard = spliced(first, then, torch.tensor([0, 4, 6]))
+    assert heard[:, :, 0].tolist() == [[1] * 6, [0] * 4 + [1] * 2, [0] * 6]
+
+
+def test_varied_spectrograms_keep_their_shape_and_floor_and_follow_the_generator():
+    mel = torch.full((4, 30, 64), -60.0)
+    mel[:, :, 54:] = FLOOR_DB
+    same = [varied_mel(mel, np.random.default_rng(5)) for _ in range(2)]
+    assert torch.equal(*same)
+    assert same[0].shape == mel.shape
+    assert float(same[0].min()) >= FLOOR_DB
+    assert not torch.equal(same[0], varied_mel(mel, np.random.default_rng(6)))
+
+
+def test_a_varied_wave_moves_a_tone_by_at_most_a_fifth():
+    for seed in range(6):
+        wave = varied_wave(tone(1000, 0.3), np.random.default_rng(seed), RATE, RATE)
+        assert wave.shape == (RATE,)
+        assert wave.dtype == np.float32
+        peak_hz = np.argmax(np.abs(np.fft.rfft(wave)))
+        assert 820 < peak_hz < 1210
+
+
+def test_a_view_shows_the_mask_where_it_shows_the_picture():
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[10:25, 30:50] = 255
+    mask = (image[..., 0] > 0).astype(np.uint8)
+    for seed in range(8):
+        view = draw_view(np.random.default_rng(seed), 60, 40)
+        picture = np.asarray(view.of_picture(image))[..., 0] > 127
+        shown = view.of_mask(mask)
+        assert set(np.unique(shown)) <= {0, 1}
+        assert np.mean(picture != shown) < 0.04
+    assert (View((0, 0, 60, 40), flipped=True).of_mask(mask) == mask[:, ::-1]).all()
+
+
+def test_colours_vary_with_the_generator_alone():
+    from PIL import Image
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    for seed in range(10):
+        one, two = (varied_colours(picture, np.random.default_rng(seed)) for _ in "ab")
+        assert one.shape == (20, 30, 3)
+        assert one.dtype == np.uint8
+        assert (one == two).all()
+
+
+def test_cutting_over_leaves_the_doubtful_moments_out():
+    lasted_s, lasts = cut_over(np.random.default_rng(0), 4000, 1.0)
+    assert lasted_s.min() >= SHORTEST_S
+    assert lasted_s.max() <= 1 - SHORTEST_S
+    assert (np.abs(lasted_s - TAIL_S) >= SHORTEST_S - 1e-9).all()
+    assert (lasts == (lasted_s < TAIL_S)).all()
+    assert 0.4 < lasts.mean() < 0.6
+
+
+def test_a_pool_has_every_category_as_often_and_the_teachers_scores():
+    scores = iter(np.arange(12, dtype=np.float32) / 12)
+    made = pool(lambda wave: np.array([next(scores), float(len(wave) == RATE // 2)], np.float32))
+    assert made.mel.shape == (12, 51, 64)
+    assert made.mel.dtype == torch.float16
+    assert made.tags.sum(dim=0).tolist() == [4, 4]
+    assert made.known.sum() == 8
+    assert (made.tags[~made.known] == 0).all()
+    assert made.teacher[:, 0].float().tolist() == pytest.approx(np.arange(12) / 12, abs=1e-3)
+    assert (made.teacher[:, 1] == 1).all()
+    assert made.n_tags == 2 * 2 + 2
+    again = pool()
+    assert torch.equal(made.mel, again.mel)
+    assert again.teacher.shape == (12, 0)
+
+
+def test_a_pool_of_nothing_or_of_unknown_categories_is_refused():
+    def make(recordings, categories):
+        settings = {"windows": 1, "window_samples": 9, "sample_rate_hz": RATE, "seed": 0}
+        return make_pool(recordings, categories, LogMel(), **settings)
+
+    with pytest.raises(ValueError, match="no sound"):
+        make([], ["low"])
+    with pytest.raises(ValueError, match=r"\['high'\] are not among \['low'\]"):
+        make(RECORDINGS, ["low"])
+
+
+def constant_pool(n=64):
+    """Windows that show their own tag: all bands at -20 or at -60 dB."""
+    tags = torch.zeros(n, 2)
+    tags[torch.arange(n), torch.arange(n) % 2] = 1
+    mel = torch.where(tags[:, :1, None] > 0, -20.0, -60.0).expand(n, 50, 64).half().clone()
+    return SoundPool(mel, tags, torch.ones(n, dtype=torch.bool), torch.zeros(n, 0).half())
+
+
+def test_batches_follow_seed_epoch_and_step_alone():
+    feed = SoundFeed(constant_pool(), 16, 4, seed=1)
+    whole, rest = list(feed(2, 0)), list(feed(2, 3))
+    assert len(whole) == 4
+    assert len(rest) == 1
+    assert all(torch.equal(whole[3][key], rest[0][key]) for key in rest[0])
+    assert not torch.equal(whole[0]["mel"], whole[1]["mel"])
+    assert not torch.equal(whole[0]["mel"], next(iter(feed(3, 0)))["mel"])
+
+
+def test_what_sounds_at_the_end_sounds_somewhere_and_something_gave_way_in_some_windows():
+    batch = next(iter(SoundFeed(constant_pool(), 512, 1, seed=0)(0, 0)))
+    assert batch["mel"].shape == (512, 1, 50, 64)
+    assert (batch["at_end"] <= batch["anywhere"]).all()
+    gave_way = (batch["at_end"] < batch["anywhere"]).any(dim=1)
+    assert 0.05 < gave_way.float().mean() < 0.2
+    assert batch["known"].all()
+
+
+class Straight(nn.Module):
+    """Gives the batch's spectrogram back as logits."""
+
+    def forward(self, mel):
+        return mel[:, 0, 0]
+
+
+def test_the_tagging_loss_is_a_sum_of_cross_entropies():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (3, 6))
+    tags, ends, taught = ((rng.random((3, 2)) < 0.5).astype(float) for _ in range(3))
+    known = np.array([True, False, True])
+    target = np.concatenate([tags, ends, taught], axis=1)
+    p = 1 / (1 + np.exp(-logits))
+    ce = -(target * np.log(p) + (1 - target) * np.log(1 - p))
+    names = ("anywhere", "at_end", "teacher")
+    batch = {k: torch.tensor(v).float() for k, v in zip(names, (tags, ends, taught), strict=True)}
+    batch |= {"mel": torch.tensor(logits).float()[:, None, None], "known": torch.tensor(known)}
+    terms = tagging_loss(Straight())(batch)
+    assert float(terms["tags"]) == pytest.approx(ce[known, :4].sum() / 2, rel=1e-5)
+    assert float(terms["teacher"]) == pytest.approx(ce[:, 4:].sum() / 3, rel=1e-5)
+    assert float(terms["loss"]) == pytest.approx(float(terms["tags"] + terms["teacher"]), rel=1e-5)
+
+
+def test_accuracy_weighs_each_category_alike():
+    class Low(nn.Module):
+        """Says ``low`` always."""
+
+        def forward(self, mel):
+            return torch.tensor([[0.0, 1.0]]).expand(len(mel), 2)
+
+    accuracy = tagging_accuracy(Low(), RECORDINGS, ["high", "low"], LogMel(), RATE // 2)
+    assert accuracy == 0.5
