@@ -134,7 +134,7 @@ def build(
         WeightsError: the preset is unknown, or weights are missing, broken or of something else.
     """
     spec = _spec(preset)
-    if weights is None and trained and pretrained and spec is not TINY:
+    if weights is None and trained and pretrained and spec.backbone_file is not None:
         weights = _shipped(spec)
     checkpoint = None if weights is None else checkpoints.read(weights)
     if checkpoint is not None and checkpoint.manifest.preset != preset:
@@ -207,7 +207,7 @@ def _assemble(
             path = audio_weights or spec.audio_file.locate(AUDIO_OPTION)
             network.audio.load_published(read_weights(path), spec.front_end, str(path))
             published.add("audio")
-        elif spec is not TINY:
+        elif spec.backbone_file is not None:
             _load_own_audio(network, audio_weights)
     network.published = frozenset(published)
     if checkpoint is not None:

@@ -175,10 +175,12 @@ def cache_dir() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "atlasd"
 
 
-# PANN's 16 kHz checkpoint holds its sampler's arrays beside the weights; these four names, and
-# nothing that runs code, let the safe reader pass over them.
+# PANN's 16 kHz checkpoint holds its sampler's int64 arrays beside the weights. With these names, by
+# which no code runs, the safe reader passes over them; older numpy wrote the first one otherwise.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
 _ARRAY_GLOBALS = [
-    (np.empty(0).__reduce__()[0], "numpy.core.multiarray._reconstruct"),
+    _RECONSTRUCT,
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
     np.ndarray,
     np.dtype,
     np.dtypes.Int64DType,
@@ -205,7 +207,12 @@ def read_weights(path: Path) -> TensorDict:
             return load_file(path)
         with torch.serialization.safe_globals(_ARRAY_GLOBALS):
             content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except pickle.UnpicklingError as error:  # its text advises to load unsafely
+        raise WeightsError(
+            f"{path} ({path.stat().st_size} bytes) is broken or holds more than tensors, and "
+            "nothing else is ever loaded; fetch it again, or save its state dict alone"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise WeightsError(
             f"{path} ({path.stat().st_size} bytes) is not a readable weights file: {error}; "
             "fetch it again"
