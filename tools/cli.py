@@ -174,6 +174,110 @@ def subscribe(
     )
 
 
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="The run's folder.")],
+    preset: Annotated[str, typer.Option(help="The network.")] = "atlas-lite",
+    data: Annotated[
+        Path | None, typer.Option(help="A data set in AVSBench's layout: S4, MS3 or both.")
+    ] = None,
+    toy: Annotated[int, typer.Option(min=0, help="Clips of the toy world to learn besides.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in OUT.")] = False,
+    stages: Annotated[
+        Literal["all", "audio", "masks"], typer.Option(help="Both stages, or one alone.")
+    ] = "all",
+    audio: Annotated[
+        Path | None, typer.Option(help="An audio encoder, instead of training one.")
+    ] = None,
+    packages: Annotated[
+        Path | None,
+        typer.Option(help="Open-AVS's Debian packages: their sounds are learned in full band."),
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="YAMNet's tflite file, whose scores are learned besides.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Of torch; equal results need equal threads.")
+    ] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the masks stage.")] = 30,
+    passes: Annotated[int, typer.Option(min=1, help="Over the clips in each epoch.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 16,
+    sounds: Annotated[int, typer.Option(min=1, help="Sounds that a picture meets at once.")] = 3,
+    variants: Annotated[int, typer.Option(min=1, help="Variations of each clip's sounds.")] = 4,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the masks stage.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Of both stages.")] = 5e-4,
+    audio_epochs: Annotated[int, typer.Option(min=1, help="Of the audio stage.")] = 10,
+    audio_steps: Annotated[int, typer.Option(min=1, help="In each of these.")] = 200,
+    audio_windows: Annotated[int, typer.Option(min=1, help="Varied windows to hear.")] = 16_000,
+    audio_batch: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 64,
+    audio_lr: Annotated[float, typer.Option(min=0, help="Its learning rate.")] = 2e-3,
+    bfloat16: Annotated[bool, typer.Option(help="Where it is safe: faster.")] = False,
+) -> None:
+    """Train a preset on a data set and the toy world; killed, it goes on with --resume."""
+    options = dict(locals())
+    from .train import TrainOptions
+    from .train import train as fit
+
+    typer.echo(f"the best weights: {fit(TrainOptions(**options))}")
+
+
+@dataset_app.command("build")
+def dataset_build(
+    folder: Annotated[Path, typer.Argument(help="Where the data set is to stand.")],
+    size: Annotated[
+        Literal["ci", "standard", "full"],
+        typer.Option(help="230 clips (130 MB), 2,185 (1.25 GB), or as many as AVSBench (3 GB)."),
+    ] = "ci",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    packages: Annotated[
+        Path | None, typer.Option(help="Folder with the Debian packages, instead of apt.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: all cores.")
+    ] = None,
+    accept_content: Annotated[
+        bool, typer.Option(help="Build from content that differs from what is pinned.")
+    ] = False,
+) -> None:
+    """Compose Open-AVS from Debian packages; killed, it goes on where it was."""
+    from .dataset import build
+
+    build(
+        folder, size, seed=seed, packages=packages, workers=workers, accept_content=accept_content
+    )
+
+
+@dataset_app.command("check")
+def dataset_check(
+    folder: Annotated[Path, typer.Argument(help="A data set in AVSBench's layout.")],
+) -> None:
+    """Read all of a data set and tell what is there and what is wrong with it."""
+    from .dataset import check
+
+    raise typer.Exit(0 if check(folder) else 1)
+
+
+@bench_app.command("pipeline")
+def bench_pipeline(
+    preset: Annotated[str, typer.Option(help="The network.")] = "atlas-lite",
+    pairs: Annotated[int, typer.Option(min=1, help="Passes of each, interleaved.")] = 10,
+    frames: Annotated[int, typer.Option(min=2, help="Frames a pass.")] = 250,
+    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: the engine's choice.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Also write the report here.")
+    ] = None,
+) -> None:
+    """Compare the whole pipeline, decoding to bus, with the bare forward pass."""
+    from .bench import bench_pipeline as compare
+
+    report = compare(
+        preset, pairs=pairs, frames=frames, threads=threads, device=device, json_path=json_path
+    )
+    raise typer.Exit(0 if report.passed else 1)
+
+
 @config_app.command("check")
 def config_check(
     path: Annotated[Path | None, typer.Argument(help="Default: ./config.yaml.")] = None,

@@ -1,0 +1,103 @@
+"""The command line answers at once, tells errors in one line, and agrees with what it calls."""
+
+import inspect
+import json
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import yaml
+from atlasd.daemon.config import Config
+from atlasd.tools import cli
+from typer.testing import CliRunner
+
+RUNNER = CliRunner()
+
+
+def called(*words: str) -> str:
+    result = RUNNER.invoke(cli.app, list(words))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def in_a_process(*words: str, **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "atlasd.tools.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("run",),
+        ("segment",),
+        ("subscribe",),
+        ("train",),
+        ("dataset", "build"),
+        ("dataset", "check"),
+        ("bench", "pipeline"),
+        ("config", "check"),
+        ("config", "show"),
+        ("config", "schema"),
+    ],
+    ids=" ".join,
+)
+def test_every_command_has_help(words):
+    assert "Usage" in called(*words, "--help")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom atlasd.tools import cli\n"
+        "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0\n"
+        "heavy = {'torch', 'av', 'numpy', 'zmq', 'timm', 'cv2', 'pydantic'} & set(sys.modules)\n"
+        "print(*heavy, end='')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_help_answers_within_half_a_second_of_processor_time():
+    in_a_process("--help")  # warm
+    usage = resource_seconds(lambda: in_a_process("--help"))
+    assert usage < 0.5
+
+
+def resource_seconds(work) -> float:
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    work()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_an_error_is_one_line_and_exit_code_2(tmp_path):
+    done = in_a_process("config", "check", str(tmp_path / "none.yaml"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "none.yaml: no such file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_config_show_prints_what_was_set():
+    shown = yaml.safe_load(called("config", "show", "--set", "model.threads=3"))
+    assert shown["model"]["threads"] == 3
+
+
+def test_config_schema_is_the_models():
+    assert json.loads(called("config", "schema")) == Config.model_json_schema()
+
+
+def test_train_passes_every_option_on_with_the_same_default():
+    from atlasd.tools.train import TrainOptions
+
+    told = inspect.signature(cli.train).parameters
+    assert set(told) == {field.name for field in fields(TrainOptions)}
+    for field in fields(TrainOptions):
+        if field.name != "out":
+            assert told[field.name].default == field.default, field.name
+
+
+def test_version():
+    assert called("--version").startswith("atlasd ")
