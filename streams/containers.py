@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -55,20 +55,37 @@ def open_container(path: Path) -> InputContainer:
 
 
 def find_video(container: InputContainer) -> VideoStream | None:
-    """The first stream of moving pictures; cover art does not count."""
-    streams = container.streams.video
-    return next((s for s in streams if not s.disposition & Disposition.attached_pic), None)
+    """The first stream of moving pictures that can be decoded; cover art does not count."""
+    for stream in container.streams.video:
+        is_cover = stream.disposition & Disposition.attached_pic
+        if _has_decoder(stream) and not is_cover:
+            return stream
+    return None
 
 
 def find_audio(container: InputContainer) -> AudioStream | None:
     """The first stream of sound that can be decoded."""
-    return next((s for s in container.streams.audio if s.codec_context is not None), None)
+    return next((s for s in container.streams.audio if _has_decoder(s)), None)
+
+
+def _has_decoder(stream: Stream) -> bool:
+    """PyAV leaves out the codec context of a stream that FFmpeg knows no decoder for."""
+    return getattr(stream, "codec_context", None) is not None
 
 
 def decode(
     container: InputContainer, video: VideoStream | None, audio: AudioStream | None
-) -> Iterator[Decoded]:
-    """Decode to the end; what cannot be read is told, counted nowhere, and skipped."""
+) -> Generator[Decoded, None, None]:
+    """Decode to the end, in the container's order.
+
+    Args:
+        container: an open container.
+        video: its stream of pictures that is wanted, if any.
+        audio: its stream of sound that is wanted, if any.
+
+    Yields:
+        Decoded pictures and sound, and what could not be read and was skipped.
+    """
     streams = [stream for stream in (video, audio) if stream is not None]
     errors = 0
     while errors < MAX_READ_ERRORS:

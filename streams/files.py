@@ -149,8 +149,8 @@ class FileSource:
         if video is None:
             found = ", ".join(sorted({s.type for s in self._container.streams})) or "nothing"
             raise MediaError(
-                f"{self._path} has no pictures, only {found}; sound alone has nothing to segment: "
-                "give a video"
+                f"{self._path} has no pictures that can be decoded; it holds {found}. Sound alone "
+                "has nothing to segment: give a video, or convert it to H.264"
             )
         rate = video.average_rate or video.guessed_rate
         length_us = self._container.duration
@@ -166,7 +166,7 @@ class FileSource:
                 return
         raise MediaError(
             f"{self._path} has a video track ({video.codec_context.name}), but no picture of it "
-            "could be decoded; copy or record it again"
+            "can be decoded; copy or record it again"
         )
 
     def __iter__(self) -> Iterator[SourceEvent]:

@@ -85,7 +85,8 @@ class FolderSource:
         duration_ns: time of the last frame, plus a period where the rate is fixed.
 
     Raises:
-        MediaError: no frames, several sounds, or bad timestamps.
+        MediaError: no frames, a first frame or a sound that cannot be read, several sounds, or bad
+            timestamps.
     """
 
     kind: SourceKind = "file"
@@ -109,11 +110,17 @@ class FolderSource:
         self._troubles: Counter[str] = Counter()
         self._frames = _timed_frames(path, fps)
         timed = (path / TIMES_NAME).exists()
-        self.fps = None if timed else fps
-        self.duration_ns = self._frames[-1][1] + (0 if timed else round(NS_PER_S / fps))
-        self._sound = _find_sound(path)
-        self.has_audio = self._sound is not None
+        self.fps: float | None = None if timed else fps
+        self.duration_ns: int | None = self._frames[-1][1] + (0 if timed else round(NS_PER_S / fps))
         self.source_size_px = read_image(self._frames[0][0]).size
+        sound = _find_sound(path)
+        self._container = open_container(sound) if sound is not None else None
+        if self._container is not None and find_audio(self._container) is None:
+            self._container.close()
+            raise MediaError(
+                f"{sound} holds no sound that can be decoded; write it again, or remove it"
+            )
+        self.has_audio = self._container is not None
 
     def __iter__(self) -> Iterator[SourceEvent]:
         sound = self._read_sound()
@@ -130,7 +137,9 @@ class FolderSource:
             chunk = next(sound, None)
 
     def close(self) -> None:
-        """Nothing stays open between events; closing is harmless."""
+        """Free the sound; closing twice is harmless."""
+        if self._container is not None:
+            self._container.close()
 
     def __enter__(self) -> Self:
         return self
@@ -165,16 +174,17 @@ class FolderSource:
         )
 
     def _read_sound(self) -> Iterator[AudioChunk | AudioEnded | Trouble]:
-        if self._sound is None:
+        if self._container is None:
             return
         resampler = MonoResampler(self._rate_hz)
-        with open_container(self._sound) as container:
-            track = find_audio(container)
-            for decoded in decode(container, None, track):
-                if isinstance(decoded, AudioFrame):
-                    yield from self._chunks(resampler.push(decoded, None))
-                elif isinstance(decoded, Damage):
-                    yield self._trouble(decoded.kind, decoded.detail)
+        for decoded in decode(self._container, None, find_audio(self._container)):
+            if isinstance(decoded, AudioFrame):
+                not_finite = resampler.not_finite
+                yield from self._chunks(resampler.push(decoded, None))
+                if resampler.not_finite > not_finite:
+                    yield self._trouble("not_finite", "sound held NaN or infinity, now zeros")
+            elif isinstance(decoded, Damage):
+                yield self._trouble(decoded.kind, decoded.detail)
         yield from self._chunks(resampler.flush())
         yield AudioEnded(0)
 

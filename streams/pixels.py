@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
+from typing import cast
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -21,16 +23,14 @@ def turn_of(frame: av.VideoFrame) -> Turn:
 
     The matrix maps a stored point (x, y), y downwards, to (a·x + c·y, b·x + d·y).
     """
-    if SideDataType.DISPLAYMATRIX not in frame.side_data:
+    side_data = cast("Mapping[SideDataType, SideData]", frame.side_data)
+    if SideDataType.DISPLAYMATRIX not in side_data:
         return UPRIGHT
-    matrix = np.frombuffer(bytes(frame.side_data[SideDataType.DISPLAYMATRIX]), f"{_NATIVE}i4")
+    matrix = np.frombuffer(bytes(side_data[SideDataType.DISPLAYMATRIX]), np.int32)
     a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return (False, d < 0, a < 0)
     return (True, b < 0, c < 0)
-
-
-_NATIVE = "<" if sys.byteorder == "little" else ">"
 
 
 def turn(image: NDArray[np.uint8], how: Turn) -> NDArray[np.uint8]:
@@ -110,5 +110,5 @@ class Pixels:
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
-        pixels = out.to_ndarray()
+        pixels = np.asarray(out.to_ndarray(), np.uint8)
         return turn(over_black(pixels) if has_alpha else pixels, how)

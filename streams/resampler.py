@@ -34,11 +34,12 @@ def mix_down(frame: AudioFrame) -> NDArray[np.float32]:
         by_channel = data.reshape(channels, -1)
     else:
         by_channel = data.reshape(-1, channels).T
+    wide = data.dtype.itemsize > np.dtype(np.int16).itemsize
+    mono = by_channel.mean(axis=0, dtype=np.float64 if wide else np.float32)
     if data.dtype == np.uint8:
-        return (by_channel.mean(axis=0, dtype=np.float32) - np.float32(128)) / np.float32(128)
-    mono = by_channel.mean(axis=0, dtype=np.float64 if data.dtype.itemsize > 2 else np.float32)
-    if np.issubdtype(data.dtype, np.integer):
-        mono = mono / -float(np.iinfo(data.dtype).min)
+        mono -= 128.0
+    if data.dtype.kind in "iu":
+        mono /= 2.0 ** (8 * data.dtype.itemsize - 1)
     return mono.astype(np.float32)
 
 
