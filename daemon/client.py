@@ -14,6 +14,7 @@ clocks of two machines have no common origin.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -211,7 +212,7 @@ class Subscription(Generic[M]):
         """Wait for a message, at most until the deadline."""
         remaining_ms = None if deadline is None else (deadline - time.monotonic()) * 1000
         if remaining_ms is None or remaining_ms > 0:
-            self._socket.poll(remaining_ms)
+            self._socket.poll(None if remaining_ms is None else math.ceil(remaining_ms))
             return
         kinds = ", ".join(kind.__name__.lower() for kind in self._kinds)
         states = [f"{name} is {status.state}" for name, status in self.status.items()]
@@ -393,7 +394,8 @@ def subscribe(
 
 def _topics(stream: str | None, kinds: Sequence[type[Message]]) -> list[bytes]:
     """What to subscribe to: what the client itself needs first, so that nothing of it is missed."""
-    order = dict.fromkeys((*_NEEDED, *(kind.topic_kind for kind in kinds)))
+    wanted: list[TopicKind] = [*_NEEDED, *(kind.topic_kind for kind in kinds)]
+    order = dict.fromkeys(wanted)
     return [f"{kind}/".encode() if stream is None else topic(kind, stream) for kind in order]
 
 

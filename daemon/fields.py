@@ -158,8 +158,9 @@ def _whole(low: int, high: int) -> Check:
 
 def _real(low: float, high: float) -> Check:
     def check(value: object, where: str) -> float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise _refused(value, where, f"a finite number, {low:g} to {high:g}")
+        if not low <= value <= high:
             raise _refused(value, where, f"a finite number, {low:g} to {high:g}")
         return float(value)
 

@@ -62,7 +62,7 @@ def encode(
         )
     if encoding == "prob8":
         return _quantise(mask).tobytes()
-    binary = mask if mask.dtype == np.bool_ else np.greater(mask, threshold)
+    binary = _binarise(mask, threshold)
     if encoding == "bits":
         return np.packbits(binary).tobytes()
     if encoding == "bits+zstd":
@@ -132,6 +132,12 @@ def _check_length(data: bytes, expected: int, encoding: str, shape: tuple[int, i
             f"{encoding} data of a {shape[0]} x {shape[1]} mask has {len(data)} bytes; "
             f"it must have {expected}"
         )
+
+
+def _binarise(
+    mask: NDArray[np.bool_] | NDArray[np.floating], threshold: float
+) -> NDArray[np.bool_]:
+    return mask.astype(np.bool_, copy=False) if mask.dtype == np.bool_ else mask > threshold
 
 
 def _quantise(mask: NDArray[np.bool_] | NDArray[np.floating]) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal, get_args
+from typing import Annotated, ClassVar, Final, Literal, cast, get_args
 
 import msgpack
 import numpy as np
@@ -358,7 +358,7 @@ def topic(kind: TopicKind, stream: str) -> bytes:
 
 def pack(message: Message) -> bytes:
     """Write a message as the one frame that travels."""
-    body: bytes = msgpack.packb(to_map(message))
+    body = cast("bytes", msgpack.packb(to_map(message)))
     return topic(message.topic_kind, message.stream) + body
 
 

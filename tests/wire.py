@@ -20,7 +20,7 @@ from atlasd.daemon.messages import (
 )
 
 MODEL = ModelInfo(preset="tiny", version="tiny-3")
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def picture(height=6, width=10):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -144,7 +144,7 @@ class _Display(Protocol):
 @contextmanager
 def _display(
     messages: client.Subscription[Shown], output: TextIO, json_lines: bool
-) -> Iterator[_Display]:
+) -> Generator[_Display]:
     if json_lines:
         yield _JsonLines(output)
         return
