@@ -23,8 +23,8 @@ from .packages import Package, Progress, quiet
 
 Split = Literal["train", "val", "test"]
 Kind = Literal[
-    "image", "image_svg", "image_grabcut", "sound", "gm_program", "soundfont", "background",
-    "distractor",
+    "image", "image_grabcut", "sound", "gm_program", "soundfont", "patch",
+    "background", "distractor",
 ]  # fmt: skip
 
 CATEGORIES = (

@@ -267,7 +267,7 @@ def _multi_source(
         objects = _others(rng, categories, [], min(3, sounding + (rng.random() < 0.5)))
         spans: list[tuple[tuple[int, int], ...]] = []
         for at in range(len(objects)):
-            length = int(rng.integers(2, 5))
+            length = int(rng.integers(2, 6))
             start = int(rng.integers(0, 6 - length))
             spans.append(((start, start + length),) if at < sounding else ())
         name = f"several_{prefix}_{number:04d}"

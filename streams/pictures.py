@@ -63,18 +63,12 @@ def read_cutout(data: bytes, name: str, category: str = "", *, kind: str = "imag
         name: kept as provenance.
         category: what it is.
         kind: ``image`` takes alpha as the matte, ``image_grabcut`` finds one (OpenCV's GrabCut,
-            the border taken as background), ``image_svg`` rasterises a drawing.
+            the border taken as background).
 
     Raises:
         PictureError: the picture is damaged or its matte is empty.
     """
     try:
-        if kind == "image_svg":
-            import resvg_py
-
-            data = resvg_py.svg_to_bytes(
-                svg_string=data.decode(), width=_CUTOUT_PX, skip_system_fonts=True
-            )
         with Image.open(io.BytesIO(data)) as opened:
             image = opened.convert("RGBA")
     except (OSError, ValueError) as error:

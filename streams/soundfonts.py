@@ -2,7 +2,8 @@
 
 A small sampler of our own, so that composing needs no synthesizer to be installed: key and velocity
 zones, tuning, loops, the volume envelope, attenuation and the low-pass filter of the SoundFont 2.04
-specification; no modulators, LFOs or effects. Its output depends on its arguments alone.
+specification; no modulators, LFOs, effects or moving filters. What it plays depends on its arguments
+alone.
 """
 
 from __future__ import annotations
@@ -91,6 +92,63 @@ class Program:
         return out
 
 
+def read_patch(data: bytes, name: str, *, drum_key: int | None = None) -> Program:
+    """Read a Gravis Ultrasound patch (``.pat``), the form in which FreePats come.
+
+    Its envelopes are left out: what loops sustains and rings for 0.4 s, the rest plays to its end.
+
+    Args:
+        data: the whole file.
+        name: what the program is called.
+        drum_key: for percussion the one key that strikes it, always at the recorded pitch.
+
+    Raises:
+        SoundFontError: the file is no patch, or is cut short.
+    """
+    try:
+        if data[:12] != b"GF1PATCH110\0":
+            raise struct.error(f"begins with {data[:12]!r}, not with GF1PATCH110")
+        (count,) = struct.unpack_from("<B", data, 129 + 63 + 6)
+        at, zones = 129 + 63 + 47, list[Zone]()
+        for _ in range(count):
+            zone, at = _patch_zone(data, at, drum_key)
+            zones.append(zone)
+    except (struct.error, ValueError) as error:
+        raise SoundFontError(f"{name} is no GUS patch or is cut short: {error}") from error
+    return Program(name, tuple(zones))
+
+
+def _patch_zone(data: bytes, at: int, drum_key: int | None) -> tuple[Zone, int]:
+    """Return the sample whose header is at ``at``, and where the next one's is."""
+    size, loop_start, loop_end, rate_hz, *tones, mode = struct.unpack_from(
+        "<8xIIIHIII2x1x6x6x3x3xB", data, at
+    )
+    start = at + 96
+    wide = mode & 1
+    if start + size > len(data):
+        raise struct.error(f"a sample ends at {start + size}, the file at {len(data)}")
+    coded = np.frombuffer(data[start : start + size], "<i2" if wide else "i1")
+    samples = coded.astype(np.float32) / (32768 if wide else 128)
+    if mode & 2:
+        samples = np.where(samples < 0, samples + 1, samples - 1).astype(np.float32)
+    low, high, root = (69 + 12 * np.log2(max(tone, 8176) / 440_000) for tone in tones)
+    loop = (loop_start // (1 + wide), loop_end // (1 + wide))
+    looped = drum_key is None and mode & 4 and loop[0] < loop[1] <= len(samples)
+    return Zone(
+        keys=(round(low), round(high)) if drum_key is None else (drum_key, drum_key),
+        velocities=(0, 127),
+        samples=samples,
+        rate_hz=rate_hz,
+        root=float(root) if drum_key is None else drum_key,
+        cents_per_key=100,
+        loop=loop if looped else None,
+        envelope_s=(0.0, 0.002, 0.0, 0.001, 1.0),
+        sustain_db=0.0,
+        attenuation_db=0.0,
+        cutoff_hz=20_000.0,
+    ), start + size
+
+
 class SoundFont:
     """A SoundFont's tables; `program` gives the playable ones.
 
@@ -175,7 +233,7 @@ class SoundFont:
             times,
             values.get(37, 0) / 10,
             0.4 * values.get(48, 0) / 10,
-            8.176 * 2 ** (values[8] / 1200),
+            8.176 * 2 ** (_cutoff_cents(values) / 1200),
         )
 
     def _sample(self, index: int) -> NDArray[np.float32]:
@@ -257,6 +315,12 @@ def _overlap(a: int | None, b: int | None) -> tuple[int, int] | None:
         if packed is not None:
             low, high = max(low, packed & 0xFF), min(high, packed >> 8)
     return (low, high) if low <= high else None
+
+
+def _cutoff_cents(values: dict[int, int]) -> float:
+    """Return the filter's cutoff: its modulation envelope's mean of peak and sustain, held."""
+    sustain = 1 - min(max(values.get(29, 0), 0), 1000) / 1000
+    return min(13500, values[8] + values.get(11, 0) * (1 + sustain) / 2)
 
 
 def _seconds(timecents: int) -> float:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .catalogue import Item
 from .packages import Package
 from .recordings import decode_sound
-from .soundfonts import Program, SoundFont
+from .soundfonts import Program, SoundFont, Zone, read_patch
 
 Sound = NDArray[np.float32]
 """float32 (n,) mono in about [-1, 1]."""
@@ -153,7 +153,7 @@ def read_sources(
     """
     items = [item for item in items if split in item.splits]
     programs = [item for item in items if item.kind == "gm_program"]
-    sources: list[Source] = []
+    sources: list[Source] = [*_patched(items, found, sample_rate_hz)]
     for item in items:
         if item.kind == "sound":
             progress(item.key)
@@ -198,14 +198,38 @@ def training_takes(
 
 
 def _instrument(font: SoundFont, item: Item, sample_rate_hz: int) -> Instrument:
-    number, _, notes = item.path.partition(";notes=")
-    low, _, high = notes.partition("-")
+    number = item.path.partition(";")[0]
     program = (
         font.program(0, bank=_DRUM_CHANNEL_BANK)
         if number == "drum"
         else font.program(int(number) - 1)
     )
-    return Instrument(program.name, item.category, program, (int(low), int(high)), sample_rate_hz)
+    return Instrument(program.name, item.category, program, _note_range(item), sample_rate_hz)
+
+
+def _note_range(item: Item) -> tuple[int, int]:
+    low, _, high = item.path.partition(";notes=")[2].partition("-")
+    return int(low), int(high)
+
+
+def _patched(
+    items: Sequence[Item], found: dict[str, Package], sample_rate_hz: int
+) -> Iterator[Instrument]:
+    """Yield the instruments that come as patches; the drums' make one instrument together."""
+    drums: list[Zone] = []
+    ranges = {item.category: _note_range(item) for item in items if item.kind == "gm_program"}
+    for item in (item for item in items if item.kind == "patch"):
+        file = item.path.rpartition("/")[2]
+        key = int(file[:3]) if item.category == "drum_kit" else None
+        program = read_patch(found[item.package].read(item.path), f"FreePats {file}", drum_key=key)
+        if key is not None:
+            drums.extend(program.zones)
+        else:
+            notes = ranges[item.category]
+            yield Instrument(program.name, item.category, program, notes, sample_rate_hz)
+    if drums:
+        program = Program("FreePats drums", tuple(drums))
+        yield Instrument(program.name, "drum_kit", program, ranges["drum_kit"], sample_rate_hz)
 
 
 def perform(
