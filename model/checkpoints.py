@@ -22,7 +22,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from .atlas import Atlas
-from .lora import adapter_state, base_state, load_adapter_state
+from .lora import adapter_config, adapter_state, base_state, load_adapter_state
 from .pretrained import TensorDict, WeightsError, check_tensors, tensor_hash
 
 FORMAT = 1
@@ -128,6 +128,14 @@ def save(
     return manifest
 
 
+def export_adapter(network: Atlas, folder: Path) -> None:
+    """Writes the LoRA pairs as a folder that PEFT loads over the same timm backbone."""
+    backbone = network.visual.backbone
+    write_tensors(folder / "adapter_model.safetensors", adapter_state(backbone), {})
+    config = json.dumps(adapter_config(backbone), indent=2)
+    _write(folder / "adapter_config.json", config.encode() + b"\n")
+
+
 def tensors_of(network: Atlas) -> TensorDict:
     """What a checkpoint of this network holds, by name."""
     backbone = network.visual.backbone
@@ -174,8 +182,8 @@ def apply(network: Atlas, checkpoint: Checkpoint) -> None:
     ):
         if wanted != found:
             raise WeightsError(
-                f"{source} was trained over a {part} with hash {wanted[:12]}; this one has "
-                f"{found[:12]}: use the same published weights as in training"
+                f"{source} was trained over another {part}: hash {wanted[:12]}, here "
+                f"{found[:12]}; use the same published weights as in training"
             )
     network.version, network.trained = manifest.version, manifest.trained
 

@@ -220,12 +220,13 @@ def test_cnn14_reads_its_shortest_input_and_refuses_a_shorter_one(cnn14):
 
 @pytest.mark.parametrize("rate", FRONT_ENDS)
 def test_cnn14_takes_the_84_tensors_of_either_public_checkpoint(cnn14, rate):
-    state = published(FRONT_ENDS[rate], cnn14.state_dict())
+    body = {name: tensor.clone() for name, tensor in cnn14.state_dict().items()}
+    changed = body | {"fc1.bias": body["fc1.bias"] + 1, "bn0.weight": body["bn0.weight"] * 2}
+    state = published(FRONT_ENDS[rate], changed)
     assert len(state) == 84
-    network = Cnn14().eval()
-    network.load_published(state, FRONT_ENDS[rate], "public.pth")
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, state[name])
+    cnn14.load_published(state, FRONT_ENDS[rate], "public.pth")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in cnn14.state_dict().items())
+    cnn14.load_state_dict(body)
 
 
 def test_cnn14_refuses_a_checkpoint_of_the_other_rate(cnn14):
