@@ -292,6 +292,16 @@ def test_pictures_without_times_are_spaced_by_the_rate(tmp_path):
     assert read.troubles == {"no_pts": 10}
 
 
+def test_times_that_go_back_a_little_are_repaired_and_told(tmp_path):
+    """H.264 with B-frames in AVI, which has no presentation times: order and count stay."""
+    read = Read(media.write_video(tmp_path / "b.avi", 1.0, size=SIZE, codec="libx264"))
+    pts = [f.pts_ns for f in read.frames]
+    assert len(pts) == 25
+    assert pts == sorted(set(pts))
+    assert read.troubles["backward_pts"] >= 1
+    assert {f.epoch for f in read.frames} == {0}
+
+
 def test_repeated_times_grow_by_a_nanosecond(tmp_path):
     """Two pictures at one time: both come, in order, and the repair is told."""
     times = [0.0, 0.04, 0.0401, 0.08]
