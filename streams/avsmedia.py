@@ -18,8 +18,7 @@ def read_picture(path: Path, size_px: int | None = None) -> NDArray[np.uint8]:
     Raises:
         DatasetError: the file is missing or not a picture.
     """
-    with opened_picture(path, "a picture") as picture:
-        rgb = picture.convert("RGB")
+    rgb = opened_picture(path, "a picture").convert("RGB")
     if size_px is not None and rgb.size != (size_px, size_px):
         rgb = rgb.resize((size_px, size_px), Image.Resampling.BILINEAR)
     return np.asarray(rgb, dtype=np.uint8)
@@ -33,8 +32,7 @@ def read_mask(path: Path, size_px: int | None = None) -> NDArray[np.uint8]:
     Raises:
         DatasetError: the file is missing or not a picture.
     """
-    with opened_picture(path, "a mask") as picture:
-        grey = picture.convert("L")
+    grey = opened_picture(path, "a mask").convert("L")
     if size_px is not None and grey.size != (size_px, size_px):
         grey = grey.resize((size_px, size_px), Image.Resampling.NEAREST)
     return (np.asarray(grey) > 127).astype(np.uint8)
@@ -47,8 +45,9 @@ def opened_picture(path: Path, what: str) -> Image.Image:
         DatasetError: the file is missing or cannot be decoded.
     """
     try:
-        picture = Image.open(path)
-        picture.load()
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
     except FileNotFoundError as error:
         raise DatasetError(
             f"{path}: is missing; {what} of its clip was expected there. "
@@ -56,7 +55,6 @@ def opened_picture(path: Path, what: str) -> Image.Image:
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DatasetError(f"{path}: is not {what} that can be decoded ({error})") from error
-    return picture
 
 
 def read_wave(path: Path) -> tuple[NDArray[np.float32], int]:
