@@ -53,6 +53,7 @@ CUT_OFF_BYTES: Final = 4 * MAX_MESSAGE_BYTES
 between `MAX_MESSAGE_BYTES` and this a message is counted as malformed and the rest goes on."""
 
 _DRAIN_LIMIT = 10 * RECEIVE_HIGH_WATER_MARK
+_MALFORMED_TOLD = 10
 _NEEDED: tuple[TopicKind, ...] = ("h", "s", "e")
 _log = logging.getLogger(__name__)
 
@@ -234,8 +235,18 @@ class Subscription(Generic[M]):
             except VersionError:
                 raise
             except WireError as error:
-                self.stats.malformed += 1
-                _log.warning("ignored a malformed message from %s: %s", self.endpoint, error)
+                self._count_malformed(error)
+
+    def _count_malformed(self, error: WireError) -> None:
+        """Say the first ones and then every thousandth, as a flood would fill the log."""
+        self.stats.malformed += 1
+        if self.stats.malformed <= _MALFORMED_TOLD or self.stats.malformed % 1000 == 0:
+            _log.warning(
+                "ignored malformed message %d from %s: %s",
+                self.stats.malformed,
+                self.endpoint,
+                error,
+            )
 
     def _digest(self, message: Message) -> None:
         """Note what a message says of its stream, and keep it if the reader asked for its kind."""

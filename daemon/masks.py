@@ -27,6 +27,12 @@ MAX_SIDE: Final = 8192
 MAX_PIXELS: Final = 1 << 24
 """Most pixels of a mask: 4096 x 4096."""
 
+MAX_FRAME_PIXELS: Final = 1 << 27
+"""Largest picture that a mask is enlarged to."""
+
+Transform = tuple[float, float, float, float]
+"""(sx, sy, tx, ty): the point (x, y) of a mask lies at (sx·x + tx, sy·y + ty) in the picture."""
+
 _ZSTD_LEVEL = 1
 _ZSTD_WINDOW_BYTES = 1 << 23
 _RLE_GROUPS = 7
@@ -114,6 +120,42 @@ def decode_probability(data: bytes, shape: tuple[int, int]) -> NDArray[np.float3
     _check_length(data, height * width, "prob8", shape)
     steps = np.frombuffer(data, dtype=np.uint8).reshape(height, width)
     return steps.astype(np.float32) / np.float32(255)
+
+
+def enlarge(
+    mask: NDArray[np.bool_], size: tuple[int, int], transform: Transform | None = None
+) -> NDArray[np.bool_]:
+    """Bring a mask to the size of its picture, nearest neighbour.
+
+    A pixel of the picture takes the value of the mask's pixel that its centre falls into; outside
+    the mask it is background.
+
+    Args:
+        mask: bool (H, W).
+        size: (w, h) of the picture.
+        transform: where the mask lies in it; None where it covers all of it.
+
+    Returns:
+        bool (h, w).
+
+    Raises:
+        MaskError: the picture has over `MAX_FRAME_PIXELS`, or a scale is not positive.
+    """
+    w, h = size
+    if w * h > MAX_FRAME_PIXELS:
+        raise MaskError(
+            f"the picture is {w} x {h} pixels; a mask is enlarged to at most {MAX_FRAME_PIXELS}"
+        )
+    height, width = mask.shape
+    sx, sy, tx, ty = transform or (w / width, h / height, 0.0, 0.0)
+    if sx <= 0 or sy <= 0:
+        raise MaskError(f"the transform scales by {sx}, {sy}; both must be positive")
+    columns = np.floor((np.arange(w) + 0.5 - tx) / sx)
+    rows = np.floor((np.arange(h) + 0.5 - ty) / sy)
+    inside = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
+    columns = np.clip(columns, 0, width - 1).astype(np.intp)
+    rows = np.clip(rows, 0, height - 1).astype(np.intp)
+    return mask[rows[:, None], columns] & inside
 
 
 def _check_shape(shape: tuple[int, int]) -> tuple[int, int]:

@@ -25,8 +25,13 @@ VERSION: Final = "1.0"
 """major.minor of the wire. Minors add keys; a major may change anything."""
 
 MAX_MESSAGE_BYTES: Final = masks.MAX_PIXELS + (1 << 16)
+"""Longest message."""
+
 MAX_CONTAINERS: Final = 512
+"""Most lists and maps in a message."""
+
 MAX_ENTRIES: Final = 1024
+"""Most entries of a list or a map."""
 
 TopicKind = Literal["m", "f", "s", "e", "h"]
 """``m`` masks, ``f`` previews, ``s`` status, ``e`` events, ``h`` hello."""
@@ -194,24 +199,12 @@ class Mask(_Checked):
     def to_frame(self) -> NDArray[np.bool_]:
         """The mask at the source picture's size: bool (h, w), nearest neighbour.
 
-        A pixel takes the value of the mask's pixel that its centre falls into; outside the mask
-        it is background.
-
         Raises:
-            masks.MaskError: the bytes do not hold a mask of the shape that they claim.
+            masks.MaskError: the bytes do not hold a mask of the shape that they claim, or
+                `masks.enlarge` refuses.
         """
-        small = self.array()
-        height, width = small.shape
-        scale = self.mask.transform
-        sx, sy, tx, ty = scale or (self.frame.w / width, self.frame.h / height, 0.0, 0.0)
-        if sx <= 0 or sy <= 0:
-            raise masks.MaskError(f"mask.transform scales by {sx}, {sy}; both must be positive")
-        columns = np.floor((np.arange(self.frame.w) + 0.5 - tx) / sx)
-        rows = np.floor((np.arange(self.frame.h) + 0.5 - ty) / sy)
-        inside_x, inside_y = (columns >= 0) & (columns < width), (rows >= 0) & (rows < height)
-        columns = np.clip(columns, 0, width - 1).astype(np.intp)
-        rows = np.clip(rows, 0, height - 1).astype(np.intp)
-        return small[rows[:, None], columns] & inside_y[:, None] & inside_x
+        size = (self.frame.w, self.frame.h)
+        return masks.enlarge(self.array(), size, self.mask.transform)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -323,7 +323,18 @@ def test_malformed_bytes_are_counted_and_the_masks_go_on(bus, caplog):
         bus.send(pack(a_mask(7)))
         assert [next(masks).seq, next(masks).seq] == [6, 7]
         assert masks.stats.malformed == len(garbage) + 1
-    assert "malformed message" in caplog.text
+    assert "malformed message 8" in caplog.text
+
+
+def test_a_flood_of_malformed_messages_does_not_fill_the_log(bus, caplog):
+    with subscribe(endpoint_of(bus), "main", mode="all", timeout_s=PATIENCE_S) as masks:
+        await_join(bus)
+        for _ in range(300):
+            bus.send(topic("m", "main"))
+        bus.send(pack(a_mask(7)))
+        assert next(masks).seq == 7
+        assert masks.stats.malformed == 300
+    assert len(caplog.records) == 10
 
 
 def test_an_oversized_message_is_counted_as_malformed_and_the_masks_go_on(bus):

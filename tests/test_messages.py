@@ -246,6 +246,12 @@ def test_a_transform_places_the_mask_and_leaves_the_rest_background():
     assert np.array_equal(placed, expected)
 
 
+def test_a_mask_is_not_enlarged_without_bound():
+    endless = a_mask(frame=FrameInfo(w=32768, h=32768, index=0))
+    with pytest.raises(masks.MaskError, match="at most 134217728"):
+        endless.to_frame()
+
+
 def test_a_mask_whose_bytes_do_not_fit_its_shape_says_so():
     broken = a_mask(mask=picture())
     data = dataclasses.replace(broken.mask, shape=(60, 10))
