@@ -198,7 +198,7 @@ class TorchEngine:
         frames = network.normalise(images)
         log_mel = network.log_mel(sound)
         watch.lap()
-        with self._autocast():
+        with self.autocast():
             out = network(frames, log_mel)
         watch.lap()
         logits = out.mask_logits.float().cpu().numpy()
@@ -219,7 +219,8 @@ class TorchEngine:
             for i in range(n)
         ]
 
-    def _autocast(self) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision that the forward pass runs in, as a context."""
         if self._dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
@@ -302,10 +303,11 @@ def automatic_threads() -> int:
 
     The spare core decodes.
     """
-    return max(1, _cores() - 1)
+    return max(1, available_cores() - 1)
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

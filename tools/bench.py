@@ -1,0 +1,356 @@
+"""Measure speed as ratios in one run, so that the machine and its load cancel out."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from itertools import count
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ..daemon.engine import TorchEngine, available_cores
+from ..daemon.latency import Latencies
+from ..daemon.pipeline import Pipeline, PipelineOptions, Result
+from ..daemon.publisher import Publisher
+from ..daemon.results import mask_message
+from ..model.atlas import Atlas
+from ..model.presets import WeightsError, build
+from ..streams.clips import Sample
+from ..streams.files import open_source
+from ..streams.sources import Source
+
+BARS = {"atlas-lite": 1.15, "atlas": 1.03}
+"""Most that the pipeline's seconds a frame may be of the bare forward's."""
+MIN_FPS = {"atlas-lite": 25.0}
+
+CLIP_SIZE_PX = (640, 360)
+CLIP_FPS = 25
+_CLIP_RATE_HZ = 48_000
+_AAC_FRAME_SAMPLES = 1024
+_SUBSCRIBER_TIMEOUT_S = 60.0
+_SUBSCRIBER = """
+import sys
+from atlasd.daemon.client import subscribe
+print(sum(1 for _ in subscribe(sys.argv[1], mode="all", follow=False)))
+"""
+
+
+class BenchError(Exception):
+    """A measurement that cannot be trusted or made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One bare and one pipeline pass, milliseconds a frame by the clock and of CPU time."""
+
+    bare_ms: float
+    pipeline_ms: float
+    bare_cpu_ms: float
+    pipeline_cpu_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """Pipeline over bare, by the clock."""
+        return self.pipeline_ms / self.bare_ms
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineReport:
+    """What `bench_pipeline` measured.
+
+    Attributes:
+        preset: name of the network.
+        weights: ``trained`` or ``random`` (speed does not depend on them).
+        device: where the network ran.
+        threads: of torch.
+        cores: that the process may use.
+        frames: a pass.
+        pairs: in the order in which they ran.
+        latency_ms: percentiles by stage, over all pipeline passes.
+        ratio: median of the pairs' ratios.
+        fps: of the pipeline: 1,000 over the median of its milliseconds.
+        bar: most that the ratio may be, None where there is none.
+        passed: whether ratio and fps keep to their bars.
+        published: masks that were published.
+        received: masks that the subscriber received.
+    """
+
+    preset: str
+    weights: str
+    device: str
+    threads: int
+    cores: int
+    frames: int
+    pairs: tuple[Pair, ...]
+    latency_ms: dict[str, dict[str, float]]
+    ratio: float
+    fps: float
+    bar: float | None
+    passed: bool
+    published: int
+    received: int
+
+
+def bench_pipeline(
+    preset: str = "atlas-lite",
+    *,
+    pairs: int = 10,
+    frames: int = 250,
+    threads: int = 0,
+    device: str = "auto",
+    json_path: Path | None = None,
+    console: Console | None = None,
+) -> PipelineReport:
+    """Compare the whole pipeline with the bare forward pass of the same serving network.
+
+    A pair is one pass of each over the same number of frames, first and second in turn. The bare
+    pass is the network alone, log-mel and picture ready, audio encoder included. The pipeline
+    decodes a 640 x 360 H.264 and AAC file, joins, computes the log-mel, predicts, packs and
+    publishes on a real socket with policy ``wait``; a subscriber in another process receives every
+    mask. Its time runs from the opened file to the last mask handed to the bus.
+
+    Args:
+        preset: the network; without shipped weights it is random.
+        pairs: how many.
+        frames: a pass.
+        threads: of torch; 0 is the engine's choice.
+        device: as for the engine.
+        json_path: where to write the report, or None.
+        console: where to print, or None for standard output.
+
+    Raises:
+        BenchError: fewer than one pair or two frames, or masks were lost on the way.
+    """
+    if pairs < 1 or frames < 2:
+        raise BenchError(f"{pairs} pairs of {frames} frames; at least 1 pair of 2 is needed")
+    console = console or Console()
+    network, weights = _network(preset)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        clip = write_clip(folder / "clip.mp4", frames)
+        engine = TorchEngine(network, device, threads, allow_untrained=True)
+        stack.callback(engine.close)
+        engine.warm()
+        latencies = Latencies()
+        with _bus() as (bus, received):
+            bare = _bare_pass(engine, _last_sample(clip, engine), frames)
+            whole = _pipeline_pass(engine, clip, bus, latencies)
+            bare(), whole()
+            measured = tuple(
+                _pair(bare, whole, frames, bare_first=i % 2 == 0)
+                for i in track(range(pairs), f"{preset}: pairs", console=console, transient=True)
+            )
+            arrived = received()
+        published = frames * (pairs + 1)
+        report = _report(preset, weights, engine, frames, measured, latencies, published, arrived)
+    if report.received != report.published:
+        raise BenchError(f"{report.published} masks were published, {report.received} received")
+    if json_path is not None:
+        json_path.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    console.print(_table(report))
+    return report
+
+
+def _network(preset: str) -> tuple[Atlas, str]:
+    try:
+        return build(preset), "trained"
+    except WeightsError:
+        return build(preset, trained=False, pretrained=False), "random"
+
+
+def _open(clip: Path, engine: TorchEngine) -> Source:
+    size_px = (engine.image_px, engine.image_px)
+    return open_source(clip, image_size_px=size_px, sample_rate_hz=engine.sample_rate_hz)
+
+
+def _last_sample(clip: Path, engine: TorchEngine) -> Sample:
+    with Pipeline(_open(clip, engine), engine) as pipeline:
+        samples = [item.sample for item in pipeline if isinstance(item, Result)]
+    if not samples:
+        raise BenchError("the clip gave no frame")
+    return samples[-1]
+
+
+def _bare_pass(engine: TorchEngine, sample: Sample, frames: int) -> Callable[[], None]:
+    """The network alone on one prepared input."""
+    network = engine.network
+    with torch.inference_mode():
+        image = torch.from_numpy(sample.frame.image)[None].to(engine.device)
+        sound = torch.from_numpy(sample.window.samples)[None].to(engine.device)
+        picture, log_mel = network.normalise(image), network.log_mel(sound)
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(frames):
+            with engine.autocast():
+                out = network(picture, log_mel)
+            out.mask_logits.float().cpu()
+
+    return run
+
+
+def _pipeline_pass(
+    engine: TorchEngine, clip: Path, bus: Publisher, latencies: Latencies
+) -> Callable[[], None]:
+    """The whole way from the opened file to the bus, as one stream over all passes."""
+    seq = count()
+
+    def run() -> None:
+        options = PipelineOptions(policy="wait", pace="free")
+        with Pipeline(_open(clip, engine), engine, options) as pipeline:
+            for item in pipeline:
+                if isinstance(item, Result):
+                    message = mask_message(item, engine.categories, "bits+zstd", 0.5)
+                    bus.publish(replace(message, seq=next(seq)))
+                    latencies.add(message.lat_ms)
+
+    return run
+
+
+def _pair(
+    bare: Callable[[], None], whole: Callable[[], None], frames: int, *, bare_first: bool
+) -> Pair:
+    order = (bare, whole) if bare_first else (whole, bare)
+    times = {work: _timed(work, frames) for work in order}
+    return Pair(times[bare][0], times[whole][0], times[bare][1], times[whole][1])
+
+
+def _timed(work: Callable[[], None], frames: int) -> tuple[float, float]:
+    """Milliseconds a frame by the clock, and of CPU time of all threads."""
+    began, cpu_began = time.perf_counter(), time.process_time()
+    work()
+    per_frame = 1e3 / frames
+    return (
+        (time.perf_counter() - began) * per_frame,
+        (time.process_time() - cpu_began) * per_frame,
+    )
+
+
+@contextmanager
+def _bus() -> Iterator[tuple[Publisher, Callable[[], int]]]:
+    """A bus with one subscriber in another process, and what tells how many masks it received."""
+    bus = Publisher("tcp://127.0.0.1:*", "wait", stall_timeout_s=_SUBSCRIBER_TIMEOUT_S)
+    command = [sys.executable, "-c", _SUBSCRIBER, bus.endpoint]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            if not bus.wait_for_subscriber(_SUBSCRIBER_TIMEOUT_S):
+                raise BenchError("the subscriber's process did not come up")
+
+            def received() -> int:
+                bus.close()
+                told, _ = child.communicate(timeout=_SUBSCRIBER_TIMEOUT_S)
+                if child.returncode != 0:
+                    raise BenchError(f"the subscriber's process ended with {child.returncode}")
+                return int(told)
+
+            yield bus, received
+        finally:
+            bus.close(drain=False)
+            child.kill()
+
+
+def _report(
+    preset: str,
+    weights: str,
+    engine: TorchEngine,
+    frames: int,
+    pairs: tuple[Pair, ...],
+    latencies: Latencies,
+    published: int,
+    received: int,
+) -> PipelineReport:
+    ratio = statistics.median(pair.ratio for pair in pairs)
+    fps = 1e3 / statistics.median(pair.pipeline_ms for pair in pairs)
+    bar = BARS.get(preset)
+    return PipelineReport(
+        preset=preset,
+        weights=weights,
+        device=str(engine.device),
+        threads=engine.threads,
+        cores=available_cores(),
+        frames=frames,
+        pairs=pairs,
+        latency_ms=latencies.percentiles(),
+        ratio=ratio,
+        fps=fps,
+        bar=bar,
+        passed=(bar is None or ratio <= bar) and fps >= MIN_FPS.get(preset, 0.0),
+        published=published,
+        received=received,
+    )
+
+
+def _table(report: PipelineReport) -> Table:
+    table = Table(
+        title=f"{report.preset} ({report.weights} weights), {report.device}, {report.threads}"
+        f" threads, {report.cores} cores: {len(report.pairs)} pairs of {report.frames} frames"
+    )
+    for name in ("", "median", "first quartile", "third quartile", "least", "most"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, values in (
+        ("bare forward, ms a frame", [p.bare_ms for p in report.pairs]),
+        ("pipeline, ms a frame", [p.pipeline_ms for p in report.pairs]),
+        ("pipeline ÷ bare", [p.ratio for p in report.pairs]),
+        ("bare, CPU ms a frame", [p.bare_cpu_ms for p in report.pairs]),
+        ("pipeline, CPU ms a frame", [p.pipeline_cpu_ms for p in report.pairs]),
+    ):
+        spread = np.percentile(values, (50, 25, 75, 0, 100))
+        table.add_row(name, *(f"{value:.3f}" for value in spread))
+    for stage, values in report.latency_ms.items():
+        told = "  ".join(f"{name} {ms:.2f}" for name, ms in values.items())
+        table.add_row(f"stage {stage}, ms", told)
+    bar = "no bar" if report.bar is None else f"bar {report.bar:.2f}"
+    verdict = "[green]passed[/]" if report.passed else "[red]failed[/]"
+    table.caption = f"ratio {report.ratio:.3f} ({bar}), {report.fps:.1f} fps: {verdict}"
+    return table
+
+
+def write_clip(path: Path, frames: int) -> Path:
+    """Write a moving pattern with a swept tone: 640 x 360, 25 fps, H.264 and AAC.
+
+    Args:
+        path: where, ending in ``.mp4``.
+        frames: how many pictures.
+
+    Returns:
+        ``path``.
+    """
+    rng = np.random.default_rng(0)
+    width, height = CLIP_SIZE_PX
+    coarse = rng.integers(0, 256, (height // 8, width // 4, 3), dtype=np.uint8)
+    ground = np.ascontiguousarray(coarse.repeat(8, axis=0).repeat(8, axis=1))
+    seconds = np.arange(frames * _CLIP_RATE_HZ // CLIP_FPS) / _CLIP_RATE_HZ
+    sound = (0.3 * np.sin(2 * np.pi * (220 + 40 * seconds) * seconds)).astype(np.float32)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=CLIP_FPS, options={"preset": "veryfast"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        audio = container.add_stream("aac", rate=_CLIP_RATE_HZ, layout="mono")
+        written = 0
+        for index in range(frames):
+            picture = np.ascontiguousarray(ground[:, 2 * index % width :][:, :width])
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            due = (index + 1) * _CLIP_RATE_HZ // CLIP_FPS
+            while written < due:
+                piece = sound[None, written : written + _AAC_FRAME_SAMPLES]
+                frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="mono")
+                frame.sample_rate, frame.pts = _CLIP_RATE_HZ, written
+                frame.time_base = Fraction(1, _CLIP_RATE_HZ)
+                container.mux(audio.encode(frame))
+                written += piece.shape[1]
+        container.mux(video.encode(None))
+        container.mux(audio.encode(None))
+    return path
