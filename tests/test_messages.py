@@ -246,6 +246,11 @@ def test_a_transform_places_the_mask_and_leaves_the_rest_background():
     assert np.array_equal(placed, expected)
 
 
+def test_a_transform_that_folds_the_mask_is_refused():
+    with pytest.raises(masks.MaskError, match="both must be positive"):
+        masks.enlarge(picture(), (40, 24), (0.0, 4.0, 0.0, 0.0))
+
+
 def test_a_mask_is_not_enlarged_without_bound():
     endless = a_mask(frame=FrameInfo(w=32768, h=32768, index=0))
     with pytest.raises(masks.MaskError, match="at most 134217728"):
