@@ -58,7 +58,8 @@ class Decoder(nn.Module):
         self.refine8 = Refine(widths[0], widths[1], coarse)
         self.refine4 = Refine(widths[1], widths[2], fine)
         self.mask = nn.Conv2d(widths[2], 1, 1)
-        nn.init.constant_(self.mask.bias, math.log(PRIOR / (1 - PRIOR)))
+        if self.mask.bias is not None:
+            nn.init.constant_(self.mask.bias, math.log(PRIOR / (1 - PRIOR)))
 
     def forward(self, tokens: Tensor, skips: tuple[Tensor, ...], size: torch.Size) -> Tensor:
         """Decodes.

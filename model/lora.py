@@ -11,7 +11,7 @@ import copy
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,15 +116,20 @@ def inject(root: nn.Module, targets: str, rank: int, alpha: float) -> list[str]:
         raise ValueError(f"LoRA targets {targets!r} match no module of {type(root).__name__}")
     for path in paths:
         layer = root.get_submodule(path)
-        pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-        if not isinstance(layer, nn.Linear) and not (pointwise and layer.groups == 1):
+        if not _is_linear(layer):
             raise ValueError(f"{path} is {layer}; LoRA needs a linear map or a 1x1 convolution")
-        rows = layer.weight.shape[0]
+        rows = int(layer.weight.shape[0])
         third = rows // 3
         qkv = path.rpartition(".")[2] == "qkv"
         slices = ((0, third), (rows - third, rows)) if qkv else ((0, rows),)
         root.set_submodule(path, LoraMap(layer, rank, alpha, slices))
     return paths
+
+
+def _is_linear(layer: nn.Module) -> TypeGuard[LinearMap]:
+    if isinstance(layer, nn.Conv2d):
+        return layer.kernel_size == (1, 1) and layer.groups == 1
+    return isinstance(layer, nn.Linear)
 
 
 def lora_maps(root: nn.Module) -> dict[str, LoraMap]:

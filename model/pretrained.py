@@ -9,7 +9,7 @@ import hashlib
 import os
 import pickle
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -177,8 +177,8 @@ def cache_dir() -> Path:
 
 # PANN's 16 kHz checkpoint holds its sampler's int64 arrays beside the weights. With these names, by
 # which no code runs, the safe reader passes over them; older numpy wrote the first one otherwise.
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-_ARRAY_GLOBALS = [
+_RECONSTRUCT = cast("Callable[..., object]", np.empty(0).__reduce__()[0])
+_ARRAY_GLOBALS: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
     _RECONSTRUCT,
     (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
     np.ndarray,

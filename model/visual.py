@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.efficientnet import EfficientNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,32 +53,27 @@ class VitEncoder(nn.Module):
             skip_blocks: blocks whose outputs are the skips, coarse to fine.
         """
         super().__init__()
-        self.backbone = timm.create_model(
+        backbone = timm.create_model(
             name, pretrained=False, num_classes=0, dynamic_img_size=True, weight_init="skip"
         )
-        nn.init.trunc_normal_(self.backbone.pos_embed, std=0.02)
-        nn.init.zeros_(self.backbone.cls_token)
+        self.backbone = cast(VisionTransformer, backbone)
+        for parameter in (self.backbone.pos_embed, self.backbone.cls_token):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
         self.skip_blocks = tuple(skip_blocks)
-        self.token_dim: int = self.backbone.num_features
+        self.token_dim = int(self.backbone.num_features)
         self.skip_dims = (self.token_dim,) * len(self.skip_blocks)
         inject(self.backbone, *lora)
 
     def forward(self, frames: Tensor) -> VisualFeatures:
         """Encodes normalised pictures (B, 3, H, W), H and W multiples of 16."""
-        x = self.backbone.patch_embed(frames)
-        _, h, w, _ = x.shape
-        x = self.backbone.norm_pre(self.backbone._pos_embed(x))
-        maps: dict[int, Tensor] = {}
-        for i, block in enumerate(self.backbone.blocks):
-            x = block(x)
-            if i in self.skip_blocks:
-                maps[i] = self._grid(x, h, w).permute(0, 3, 1, 2)
-        tokens = self._grid(self.backbone.norm(x), h, w)
-        return VisualFeatures(tokens, tuple(maps[i] for i in self.skip_blocks))
-
-    def _grid(self, x: Tensor, h: int, w: int) -> Tensor:
-        """(B, 1 + h·w, D) to (B, h, w, D), without the class token."""
-        return x[:, self.backbone.num_prefix_tokens :].unflatten(1, (h, w))
+        blocks = sorted(self.skip_blocks)
+        tokens, maps = cast(
+            "tuple[Tensor, list[Tensor]]",
+            self.backbone.forward_intermediates(frames, indices=blocks, output_fmt="NCHW"),
+        )  # (B, 1 + h·w, D), (B, D, h, w) each
+        grid = tokens[:, self.backbone.num_prefix_tokens :].unflatten(1, maps[0].shape[-2:])
+        return VisualFeatures(grid, tuple(maps[blocks.index(i)] for i in self.skip_blocks))
 
 
 class CnnEncoder(nn.Module):
@@ -128,7 +124,7 @@ def _stages(backbone: EfficientNet) -> list[tuple[int, int]]:
     """(stride, channels) of the map after each stage."""
     stages: list[tuple[int, int]] = []
     stride, channels = 2, 0
-    for stage in cast(nn.Sequential, backbone.blocks):
+    for stage in backbone.blocks:
         for layer in stage.modules():
             if isinstance(layer, nn.Conv2d):
                 stride, channels = stride * layer.stride[0], layer.out_channels
