@@ -303,7 +303,7 @@ def read_truth(path: Path, size_px: tuple[int, int] | None = None) -> Truth:
         DatasetError: the file is missing, damaged, or something else, or does not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             width, height = (int(side) for side in stored["size_px"])
             if size_px not in {None, (width, height)}:
                 raise ValueError(f"it has {width}x{height} pixels, not {size_px}")
