@@ -172,8 +172,13 @@ def openavs_cast(
     takes = [i for i in items if i.kind == "sound" and recording_split in i.splits]
     backdrops = [i for i in items if i.kind == "background" and cutout_split in i.splits]
     both = {item.category for item in pictures} & {item.category for item in takes}
-    allowed = tuple(sorted(both if categories else both & set(LIKELY_CATEGORIES)))
-    names = _chosen(rng, categories, allowed)
+    likely = both & set(LIKELY_CATEGORIES)
+    if len(both) < 2:
+        raise ValueError(
+            f"{', '.join(SAMPLE_PACKAGES)} picture and record {sorted(both)} in the splits "
+            f"{cutout_split} and {recording_split}; a sample needs two, so choose other splits"
+        )
+    names = _chosen(rng, categories, sorted(both if categories or len(likely) < 3 else likely))
     spans = _shuffled_turns(rng, len(names), seconds)
     chosen = [_one(rng, pictures, name) for name in names]
     recorded = [_one(rng, takes, name) for name in names]

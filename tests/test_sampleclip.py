@@ -1,16 +1,17 @@
 """The sample: a video that plays, and a truth that agrees with what is seen and heard in it."""
 
+import wave
 from collections.abc import Callable
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from atlasd.streams import sampleclip
+from atlasd.streams import samplecast, sampleclip
 from atlasd.streams.avslayout import DatasetError
-from atlasd.streams.catalogue import ContentError
+from atlasd.streams.catalogue import ContentError, Item, content_sha256
 from atlasd.streams.packages import PackageError
-from atlasd.streams.samplecast import turns
+from atlasd.streams.samplecast import openavs_cast, turns
 from atlasd.streams.sampleclip import (
     FLOOR,
     TAIL_S,
@@ -22,6 +23,7 @@ from atlasd.streams.sampleclip import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw
 
 SIZE_PX = (96, 64)
 
@@ -264,3 +266,76 @@ def test_settled_frames_look_back_on_one_turn(edges: list[int], at: int) -> None
     heard = {tuple(any(a <= t < b for a, b in own) for own in spans) for t in moments}
     (found,) = settled_at(spans, [at / 10])
     assert bool(found) == (len(heard) == 1)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An unpacked package with discs for photos, tones for recordings, and a catalogue of it."""
+    packages = tmp_path / "packages"
+    folder = packages / "qabcs-data" / "usr"
+    folder.mkdir(parents=True)
+    items: list[Item] = []
+
+    def add(category: str, split: str, kind: str, name: str) -> None:
+        data = (folder / name).read_bytes()
+        pin = content_sha256(data, kind)
+        items.append(Item(category, (split,), kind, "qabcs-data", f"/usr/{name}", pin, "CC0"))
+
+    for number, category in enumerate(("dog", "piano", "violin", "cow")):
+        for split in ("train", "test"):
+            disc = Image.new("RGBA", (60, 60))
+            ImageDraw.Draw(disc).ellipse((5, 5, 55, 55), fill=(60 * number, 90, 200, 255))
+            disc.save(folder / f"{category}-{split}.png")
+            add(category, split, "image", f"{category}-{split}.png")
+            if (category, split) != ("cow", "test"):
+                write_tone(folder / f"{category}-{split}.wav", 300.0 * (number + 1))
+                add(category, split, "sound", f"{category}-{split}.wav")
+    for split in ("train", "test"):
+        Image.new("RGB", (160, 120), (120, 130, 140)).save(folder / f"field-{split}.png")
+        add("", split, "background", f"field-{split}.png")
+    monkeypatch.setattr(samplecast, "load", lambda: tuple(items))
+    return packages
+
+
+def write_tone(path: Path, hz: float) -> None:
+    time_s = np.arange(16_000) / 16_000
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes((20_000 * np.sin(2 * np.pi * hz * time_s)).astype("<i2").tobytes())
+
+
+def test_photos_come_from_the_splits_that_are_asked_for(photos: Path, tmp_path: Path) -> None:
+    made = make_sample(
+        tmp_path / "out",
+        seconds=4.0,
+        fps=4.0,
+        size_px=SIZE_PX,
+        packages=photos,
+        recording_split="train",
+        fallback=False,
+    )
+    assert (made.world, made.fallback) == ("openavs", None)
+    assert {item.category for item in made.objects} <= {"dog", "piano", "violin", "cow"}
+    for item in made.objects:
+        assert item.cutout == f"qabcs-data:/usr/{item.category}-test.png"
+        assert item.recording == f"qabcs-data:/usr/{item.category}-train.wav"
+        assert item.split == "test picture, train sound"
+    assert made.background == "qabcs-data:/usr/field-test.png"
+    truth = read_truth(made.truth)
+    assert truth.sounding.any(axis=0).all()
+
+
+def test_a_category_without_a_recording_is_not_offered(photos: Path) -> None:
+    with pytest.raises(ValueError, match="give two or three different of dog, piano, violin"):
+        openavs_cast(0, 4.0, SIZE_PX, ("dog", "cow"), packages=photos)
+
+
+def test_content_that_differs_is_a_reason(photos: Path, tmp_path: Path) -> None:
+    """A photo that is not the pinned one is never used in silence."""
+    for path in (photos / "qabcs-data" / "usr").glob("field-*.png"):
+        Image.new("RGB", (160, 120), (1, 2, 3)).save(path)
+    made = make_sample(tmp_path / "out", seconds=1.0, fps=4.0, size_px=SIZE_PX, packages=photos)
+    assert made.world == "toy"
+    assert "field-test.png" in str(made.fallback)
