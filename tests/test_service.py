@@ -1,0 +1,317 @@
+"""The daemon: what it publishes, how it ends, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+from atlasd.daemon.client import subscribe
+from atlasd.daemon.config import Config
+from atlasd.daemon.messages import Event, Hello, Mask, Status
+from atlasd.daemon.service import FAILED, OK, REFUSED, run
+from atlasd.model import checkpoints
+from atlasd.model.presets import build
+from atlasd.streams.files import FileSource
+from atlasd.streams.sources import MediaError
+from atlasd.tools.segment import segment
+from media import write_video
+from served import tiny_checkpoint, tiny_config
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def endpoint(tmp_path) -> str:
+    return f"ipc://{tmp_path}/bus"
+
+
+class Daemon:
+    """`run` in a thread of its own, where no signals reach it."""
+
+    def __init__(self, config: Config):
+        self.code: int | None = None
+        self._thread = threading.Thread(target=self._run, args=(config,))
+
+    def _run(self, config):
+        self.code = run(config)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self._thread.join(PATIENCE_S)
+
+
+def everything(config: Config) -> tuple[list, int | None]:
+    """All messages of a run, subscribed before it began, and its exit code."""
+    kinds = (Mask, Event, Hello, Status)
+    config = waiting(config)
+    with (
+        subscribe(
+            config.publish.endpoint, kinds=kinds, mode="all", timeout_s=PATIENCE_S
+        ) as subscription,
+        Daemon(config) as daemon,
+    ):
+        messages = list(subscription)
+    return messages, daemon.code
+
+
+def waiting(config: Config) -> Config:
+    publish = config.publish.model_copy(update={"wait_for_subscriber_s": PATIENCE_S})
+    return config.model_copy(update={"publish": publish})
+
+
+def test_a_file_is_announced_published_whole_and_ended(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 1.0, size=(96, 64))
+    messages, code = everything(tiny_config(checkpoint, video, endpoint))
+    masks = [m for m in messages if isinstance(m, Mask)]
+    hello = next(m for m in messages if isinstance(m, Hello))
+    events = [m.kind for m in messages if isinstance(m, Event)]
+    assert code == OK
+    assert [m.seq for m in masks] == list(range(25))
+    assert [m.frame.index for m in masks] == list(range(25))
+    assert (hello.frame_size, hello.mask_shape, hello.has_audio) == ((96, 64), (64, 64), True)
+    assert masks[0].frame.w, masks[0].frame.h == (96, 64)
+    assert masks[0].model == hello.model
+    assert masks[0].model.preset == "tiny"
+    assert {"decode", "sync_wait", "queue", "pre", "infer", "post", "pack"} <= set(masks[0].lat_ms)
+    assert "eos" in events
+
+
+def test_run_publishes_what_segment_writes_bit_for_bit(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 2.0, size=(96, 64))
+    config = tiny_config(checkpoint, video, endpoint)
+    messages, _ = everything(config)
+    segment(video, tmp_path / "out", config)
+    masks = [m for m in messages if isinstance(m, Mask)]
+    with np.load(tmp_path / "out" / "masks.npz", allow_pickle=False) as archive:
+        written, times = archive["masks"], archive["pts_ns"]
+    published = np.stack([m.array() for m in masks])
+    assert 0.01 < written.mean() < 0.99
+    assert times.tolist() == [m.pts_ns for m in masks]
+    np.testing.assert_array_equal(published, written)
+
+
+@pytest.mark.parametrize("encoding", ["bits", "rle", "prob8"])
+def test_every_encoding_carries_the_same_mask(tmp_path, checkpoint, encoding):
+    video = write_video(tmp_path / "a.mp4", 0.2)
+    arrays = []
+    for name in (encoding, "bits+zstd"):
+        address = f"ipc://{tmp_path}/{name[:4]}"
+        config = tiny_config(checkpoint, video, address, f"publish.encoding={name}")
+        messages, _ = everything(config)
+        arrays.append(np.stack([m.array() for m in messages if isinstance(m, Mask)]))
+    differing = (arrays[0] != arrays[1]).mean()
+    assert differing <= (0.02 if encoding == "prob8" else 0.0)
+
+
+def test_a_video_without_sound_is_served_as_absent(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 0.4, sound=None)
+    messages, code = everything(tiny_config(checkpoint, video, endpoint))
+    masks = [m for m in messages if isinstance(m, Mask)]
+    assert code == OK
+    assert {m.audio.state for m in masks} == {"absent"}
+    assert len(masks) == 10
+
+
+def test_the_last_status_tells_latencies_and_the_last_mask(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 1.0)
+    config = tiny_config(
+        checkpoint, video, endpoint, "source.pace=real", "publish.status_interval_s=0.1"
+    )
+    messages, _ = everything(config)
+    statuses = [m for m in messages if isinstance(m, Status) and m.lat_ms]
+    assert {"infer_p50", "infer_p99", "total_p95"} <= set(statuses[-1].lat_ms)
+    assert "queue" in statuses[-1].detail
+    assert "memory" in statuses[-1].detail
+
+
+def test_damage_in_the_file_is_an_event_and_masks_go_on(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.ts", 2.0)
+    data = bytearray(video.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
+    video.write_bytes(bytes(data))
+    messages, code = everything(tiny_config(checkpoint, video, endpoint))
+    assert code == OK
+    assert any(isinstance(m, Event) and m.kind == "trouble" for m in messages)
+    assert sum(isinstance(m, Mask) for m in messages) >= 20
+
+
+def test_the_configuration_and_a_summary_are_written_beside_the_run(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 0.4)
+    out = tmp_path / "out"
+    assert run(tiny_config(checkpoint, video, endpoint, f"run.out={out}")) == OK
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["masks"] == 10
+    assert summary["ending"] == "the stream has ended"
+    assert summary["latency_ms"]["infer"]["p50"] > 0
+    assert f"{video}" in (out / "config.yaml").read_text()
+    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "summary.json"]
+
+
+def test_a_subscriber_that_stops_reading_is_passed_over(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 20.0, size=(32, 32))
+    out = tmp_path / "out"
+    config = tiny_config(
+        checkpoint,
+        video,
+        endpoint,
+        "publish.encoding=prob8",
+        "publish.send_timeout_s=0.2",
+        f"run.out={out}",
+    )
+    with zmq.Context() as context, context.socket(zmq.SUB) as stuck:
+        stuck.setsockopt(zmq.RCVHWM, 1)
+        stuck.setsockopt(zmq.RCVBUF, 4096)
+        stuck.setsockopt(zmq.LINGER, 0)
+        stuck.setsockopt(zmq.SUBSCRIBE, b"")
+        stuck.connect(endpoint)
+        with Daemon(waiting(config)) as daemon:
+            pass
+    summary = json.loads((out / "summary.json").read_text())
+    assert daemon.code == OK
+    assert summary["masks"] == 500
+    assert summary["drops"]["subscriber_stalled"] > 0
+
+
+def refused(config: Config, caplog) -> str:
+    """The one line that a refusal says."""
+    caplog.clear()
+    assert run(config) == REFUSED
+    (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
+    assert record.exc_info is None
+    return record.getMessage()
+
+
+def test_a_medium_that_cannot_be_opened_is_refused_in_one_line(
+    tmp_path, checkpoint, endpoint, caplog
+):
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    for uri in (tmp_path / "missing.mp4", tmp_path, empty):
+        assert str(uri) in refused(tiny_config(checkpoint, uri, endpoint), caplog)
+
+
+def test_wrong_weights_are_refused_in_one_line(tmp_path, checkpoint, endpoint, caplog):
+    video = write_video(tmp_path / "a.mp4", 0.2)
+    truncated, missing = tmp_path / "cut.safetensors", tmp_path / "none.safetensors"
+    truncated.write_bytes(checkpoint.read_bytes()[:-1000])
+    untrained = tmp_path / "untrained.safetensors"
+    checkpoints.save(build("tiny"), untrained)
+    for path in (truncated, missing):
+        assert path.name in refused(tiny_config(path, video, endpoint), caplog)
+    assert "never trained" in refused(tiny_config(untrained, video, endpoint), caplog)
+    other = tiny_config(checkpoint, video, endpoint, "model.preset=atlas-lite")
+    assert "weights of preset tiny" in refused(other, caplog)
+    unknown = tiny_config(checkpoint, video, endpoint, "model.preset=colossus")
+    assert "colossus" in refused(unknown, caplog)
+
+
+def test_a_port_in_use_is_refused_in_one_line(tmp_path, checkpoint, caplog):
+    video = write_video(tmp_path / "a.mp4", 0.2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        assert "in use" in refused(tiny_config(checkpoint, video, address), caplog)
+
+
+def test_a_public_address_is_refused(tmp_path, checkpoint, caplog):
+    video = write_video(tmp_path / "a.mp4", 0.2)
+    config = tiny_config(checkpoint, video, "tcp://0.0.0.0:0")
+    assert "other machines" in refused(config, caplog)
+
+
+def test_a_stream_that_breaks_is_an_event_and_another_exit_code(
+    tmp_path, checkpoint, endpoint, monkeypatch
+):
+    def broken(self):
+        raise MediaError("the disk went away")
+
+    video = write_video(tmp_path / "a.mp4", 0.2)
+    monkeypatch.setattr(FileSource, "__iter__", broken)
+    messages, code = everything(tiny_config(checkpoint, video, endpoint))
+    failed = [m for m in messages if isinstance(m, Event) and m.kind == "failed"]
+    assert code == FAILED
+    assert failed[0].detail == "the disk went away"
+
+
+def spawn(config: Config, tmp_path: Path) -> subprocess.Popen:
+    """`atlasd run` as a user starts it."""
+    settings = tmp_path / "config.json"  # YAML reads JSON
+    settings.write_text(config.model_dump_json())
+    command = [sys.executable, "-m", "atlasd.tools.cli", "run", "--config", str(settings)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_sigterm_drains_says_goodbye_and_exits_cleanly(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 60.0, size=(32, 32), fps=10)
+    config = tiny_config(
+        checkpoint, video, endpoint, "source.pace=real", f"run.out={tmp_path / 'out'}"
+    )
+    kinds = (Mask, Event)
+    with (
+        spawn(waiting(config), tmp_path) as daemon,
+        subscribe(endpoint, kinds=kinds, mode="all", timeout_s=PATIENCE_S) as subscription,
+    ):
+        messages = []
+        for message in subscription:
+            messages.append(message)
+            if len(messages) == 3:
+                daemon.send_signal(signal.SIGTERM)
+        _, log = daemon.communicate(timeout=PATIENCE_S)
+    masks = [m for m in messages if isinstance(m, Mask)]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert daemon.returncode == 0
+    assert messages[-1].kind == "goodbye"
+    assert summary["ending"] == "stopped by SIGTERM"
+    assert summary["masks"] == len(masks) < 600
+    assert [m.seq for m in masks] == list(range(len(masks)))
+    assert "Traceback" not in log
+
+
+def test_a_second_signal_kills_at_once():
+    script = (
+        "import os, signal\n"
+        "from atlasd.daemon.signals import Signals\n"
+        "with Signals() as signals:\n"
+        "    signals.call(lambda: print('draining', flush=True))\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    assert signals.received == 'SIGTERM'\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('still here')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout == "draining\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_five_thousand_frames_all_arrive(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 200.0, size=(32, 32), options={"preset": "ultrafast"})
+    messages, code = everything(tiny_config(checkpoint, video, endpoint))
+    masks = [m for m in messages if isinstance(m, Mask)]
+    assert code == OK
+    assert [m.frame.index for m in masks] == list(range(5000))
+    assert sum(m.gap for m in masks) == 0
