@@ -22,11 +22,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..model import checkpoints
 from ..model.atlas import Atlas
 from ..model.audio import AudioCnn, AudioTagger
-from ..model.presets import build
+from ..model.presets import PRESETS, build
+from ..model.pretrained import check_tensors
 from ..model.training import Settings, Trainer, fit
 from ..streams import catalogue
 from ..streams.avsbench import AVSBench, Entry, Split
@@ -53,6 +55,7 @@ from .tagger import Yamnet
 from .trainlog import TrainLog
 
 Stages = Literal["all", "audio", "masks"]
+_AUDIO = "audio."
 _SHOWN = 6
 """Pictures drawn for TensorBoard."""
 
@@ -148,12 +151,7 @@ def train(options: TrainOptions) -> Path:
     torch.manual_seed(options.seed)
     _begin(options)
     roots = _roots(options)
-    network = build(
-        options.preset,
-        trained=False,
-        seed=options.seed,
-        audio_weights=_encoder_file(options),
-    )
+    network = _network(options)
     with TrainLog(options.out / "events") as log:
         if _needs_audio_stage(options, network):
             train_audio(options, network, roots, log)
@@ -235,6 +233,30 @@ def _encoder_file(options: TrainOptions) -> Path | None:
     return own if options.resume and own.exists() else None
 
 
+def _network(options: TrainOptions) -> Atlas:
+    """What training starts from, with the encoder that is there already, if one is."""
+    spec = PRESETS.get(options.preset)
+    ours = spec is not None and spec.audio_file is None
+    network = build(
+        options.preset,
+        trained=False,
+        seed=options.seed,
+        audio_weights=None if ours else options.audio,
+    )
+    file = _encoder_file(options)
+    if ours and file is not None:
+        _load_encoder(network.audio, file)
+    return network
+
+
+def _load_encoder(encoder: nn.Module, path: Path) -> None:
+    """Take an audio encoder of ours out of a file or a checkpoint."""
+    tensors = checkpoints.read(path).tensors if path.is_dir() else checkpoints.read_tensors(path)[0]
+    state = {n.removeprefix(_AUDIO): t for n, t in tensors.items() if n.startswith(_AUDIO)}
+    check_tensors(state, encoder.state_dict(), str(path))
+    encoder.load_state_dict(state)
+
+
 def _needs_audio_stage(options: TrainOptions, network: Atlas) -> bool:
     if options.stages == "masks" or not isinstance(network.audio, AudioCnn):
         return False
@@ -267,8 +289,10 @@ def train_audio(
         teacher=(lambda wave: yamnet.scores(wave, rate_hz)) if yamnet is not None else None,
         progress=bar.advance,
     )
-    assert isinstance(network.audio, AudioCnn)  # noqa: S101  the caller looked
-    encoder = network.audio.requires_grad_(requires_grad=True)
+    # Training begins from the seed, whatever encoder ships.
+    torch.manual_seed(options.seed)
+    encoder = preset.audio()
+    assert isinstance(encoder, AudioCnn)  # noqa: S101  the caller looked
     tagger = AudioTagger(encoder, pool.n_tags)
     settings = Settings(
         epochs=options.audio_epochs,
@@ -301,13 +325,12 @@ def train_audio(
     best = options.out / "audio.safetensors"
 
     def keep(_score: float) -> None:
-        tensors = {f"audio.{name}": value for name, value in encoder.state_dict().items()}
+        tensors = {_AUDIO + name: value for name, value in encoder.state_dict().items()}
         checkpoints.write_tensors(best, tensors, {})
 
     fit(trainer, feed, state=state, validate=validate, keep=keep, on_step=on_step)
-    tensors, _ = checkpoints.read_tensors(best)
-    encoder.load_state_dict({n.removeprefix("audio."): t for n, t in tensors.items()})
-    encoder.requires_grad_(requires_grad=False).eval()
+    _load_encoder(encoder, best)
+    network.audio = encoder.requires_grad_(requires_grad=False).eval()
 
 
 def _recordings(subsets: Sequence[Sequence[Entry]], rate_hz: int) -> list[Recording]:

@@ -1,0 +1,156 @@
+"""`atlasd train`: both stages run, resume exactly, keep what validation selects, refuse misuse."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from atlasd.model import checkpoints
+from atlasd.model.presets import load
+from atlasd.streams.avslayout import DatasetError
+from atlasd.streams.toyworld import write_dataset
+from atlasd.tools import train as tool
+from atlasd.tools.tagger import TeacherError, Yamnet
+from atlasd.tools.train import TrainError, TrainOptions, train
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SMALL = {
+    "preset": "tiny",
+    "epochs": 2,
+    "batch": 4,
+    "variants": 1,
+    "sounds": 2,
+    "audio_epochs": 1,
+    "audio_steps": 2,
+    "audio_windows": 24,
+    "audio_batch": 8,
+    "threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "toy"
+    return write_dataset(
+        root, {"train": 1, "val": 2}, ms3_counts={"train": 2}, size_px=64
+    )
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """A finished run."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train(TrainOptions(out, data=data, **SMALL))
+    return out
+
+
+def test_a_run_leaves_a_trained_network_with_its_history(run, data):
+    network = load(run / "best")
+    assert network.trained
+    manifest = checkpoints.read(run / "best").manifest
+    assert manifest.notes["data"] == json.loads((data / "dataset.json").read_text())["id"]
+    assert manifest.notes["command"].startswith(f"atlasd train --out {run} --preset tiny")
+    assert 0 <= manifest.metrics["J"] <= 1
+    encoder = load_file(run / "audio.safetensors")
+    own = network.audio.state_dict()
+    assert all(torch.equal(encoder[f"audio.{name}"], value) for name, value in own.items())
+
+
+def test_a_run_draws_curves_and_pictures(run):
+    events = EventAccumulator(str(run / "events")).Reload()
+    assert {"val/J", "val/swaps", "audio/accuracy"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("val/J")] == [2, 4]
+    assert events.Tags()["images"] == ["val"]
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(run, data, tmp_path, monkeypatch):
+    out, calls = tmp_path / "broken", []
+
+    def fails_once(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    real = tool.score
+    monkeypatch.setattr(tool, "score", fails_once)
+    options = {"data": data, **SMALL}
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainOptions(out, **options))
+    train(TrainOptions(out, resume=True, **options))
+    for name in ("audio-state.safetensors", "masks-state.safetensors"):
+        whole, resumed = load_file(run / name), load_file(out / name)
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    best = [checkpoints.read(folder / "best").manifest.content for folder in (run, out)]
+    assert best[0] == best[1]
+
+
+def test_an_encoder_can_be_brought_and_the_toy_world_made(run, tmp_path):
+    out = tmp_path / "second"
+    options = SMALL | {"epochs": 1, "audio": run / "audio.safetensors"}
+    best = train(TrainOptions(out, toy=10, **options))
+    assert (out / "toy" / "dataset.json").exists()
+    assert not (out / "audio.safetensors").exists()
+    one, other = checkpoints.read(best).manifest, checkpoints.read(run / "best").manifest
+    assert one.audio_hash == other.audio_hash
+    assert one.content != other.content
+
+
+def test_the_audio_stage_alone_gives_its_encoder(data, tmp_path):
+    path = train(TrainOptions(tmp_path / "audio", data=data, stages="audio", **SMALL))
+    assert path.name == "audio.safetensors"
+    assert not (tmp_path / "audio" / "best").exists()
+
+
+def test_a_folder_in_use_is_not_written_over(run, data):
+    with pytest.raises(TrainError, match=r"holds a run; resume it \(--resume\)"):
+        train(TrainOptions(run, data=data, **SMALL))
+    with pytest.raises(TrainError, match=r"other options \(lr\)"):
+        train(TrainOptions(run, data=data, resume=True, lr=0.5, **SMALL))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({}, "nothing to train on"),
+        ({"toy": -1}, "--toy is -1"),
+        ({"toy": 1, "audio_steps": 0}, "--audio-steps is 0"),
+        ({"toy": 1, "resume": True}, "no run to resume"),
+        ({"toy": 1, "stages": "audio", "audio": "x"}, "choose one of both"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(tmp_path, change, error):
+    with pytest.raises(TrainError, match=error):
+        train(TrainOptions(tmp_path / "run", **(SMALL | change)))
+
+
+def test_data_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(TrainError, match=f"no train clips in {tmp_path}"):
+        train(TrainOptions(tmp_path / "run", data=tmp_path, **SMALL))
+
+
+def test_a_broken_picture_stops_the_run_by_name(data, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(data, tmp_path / "data")
+    picture = sorted(copy.rglob("*_3.png"))[0]
+    picture.write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match=picture.name):
+        train(TrainOptions(tmp_path / "run", data=copy, **SMALL))
+
+
+def test_a_teacher_that_is_missing_or_something_else_is_named(tmp_path):
+    pytest.importorskip("ai_edge_litert", reason="the teacher's package is no dependency")
+    with pytest.raises(TeacherError, match="is no file"):
+        Yamnet(tmp_path / "yamnet.tflite")
+    (tmp_path / "yamnet.tflite").write_bytes(b"no model" * 20)
+    with pytest.raises(TeacherError, match="is not a tflite model"):
+        Yamnet(tmp_path / "yamnet.tflite")
+
+
+def test_the_command_says_what_differs_from_the_defaults(tmp_path):
+    options = TrainOptions(tmp_path / "my run", toy=9, bfloat16=True, resume=True)
+    assert options.command() == f"atlasd train --out '{tmp_path}/my run' --toy 9 --bfloat16"
