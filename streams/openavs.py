@@ -2,9 +2,7 @@
 
 Everything follows from one seed: `planned` lists the clips, `composed` makes one of them, `build`
 writes them all. A clip depends on its plan and the materials alone, so neither the number of
-workers nor an interruption changes a byte. What keeps the picture from telling what sounds:
-three quarters of the single-source clips show silent objects of sounding categories too, and come
-in pairs of the same picture where the other object sounds; in some clips nothing in view sounds.
+workers nor an interruption changes a byte.
 """
 
 from __future__ import annotations
@@ -19,72 +17,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from .avslayout import ClipFiles, Kind, Row, Subset, subset_folder, write_clip, write_table
-from .catalogue import CATEGORIES, Item, load, verified, wanted
+from .avslayout import ClipFiles, Row, subset_folder, write_clip, write_table
+from .avsplan import RECIPE, Plan, Size, generator, planned
+from .catalogue import Item, load, verified, wanted
 from .packages import Package, Progress, obtain, quiet
 from .pictures import Background, Cutout, Scene, read_background, read_cutout, stage
 from .sounds import Sound, Source, mixed, noise, perform, read_sources
 
-Size = Literal["ci", "standard", "full"]
 _T = TypeVar("_T")
-
-RECIPE = 1
-"""Grows with each change of what is composed from the same content and seed."""
 
 FRAME_TIMES_S = tuple(second + 0.9375 for second in range(5))
 DURATION_S = 5.0
 SAMPLE_RATE_HZ = 16_000
 
-PER_CATEGORY: dict[Size, tuple[int, int, int]] = {
-    "ci": (6, 2, 2),
-    "standard": (60, 15, 20),
-    "full": (150, 32, 32),
-}
-"""Single-source clips per category in train, val and test; half of test is novel."""
-
-SEVERAL: dict[Size, tuple[int, int, int]] = {
-    "ci": (16, 4, 8),
-    "standard": (200, 40, 60),
-    "full": (296, 64, 64),
-}
-"""Multi-source clips in train, val and test; half of test is novel."""
-
-_NEGATIVE_SHARE, _PAIRED_SHARE = 0.07, 0.75
-
 
 class BuildError(RuntimeError):
     """A data set that cannot be composed where it was asked for: why, what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One clip to compose.
-
-    Attributes:
-        subset: ``s4`` or ``ms3``.
-        row: its line in the table, recordings and cut-outs still empty.
-        objects: categories of the objects in view, back to front is decided when staged.
-        spans: for each object the whole seconds (start, end) during which it sounds; a silent
-            one has none.
-        scene: seed of the picture; both clips of a pair have the same.
-        sound: seed of the sound.
-    """
-
-    subset: Subset
-    row: Row
-    objects: tuple[str, ...]
-    spans: tuple[tuple[tuple[int, int], ...], ...]
-    scene: str
-    sound: str
-
-    @property
-    def pool(self) -> str:
-        """The pool of cut-outs: the split, or ``novel``."""
-        return "novel" if self.row.novel else self.row.split
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,9 +74,10 @@ def build(
     workers: int | None = None,
     accept_content: bool = False,
     cache: Path | None = None,
+    catalogue: Path | None = None,
     progress: Progress = quiet,
 ) -> Built:
-    """Compose a data set; a build that was cut short is continued.
+    """Compose a data set; a build that was cut short is continued, a finished one left as it is.
 
     Args:
         out: the data set's folder: new, or one that the same call began.
@@ -134,6 +87,7 @@ def build(
         workers: processes; None is one per core.
         accept_content: compose from content that differs from the pinned one; the id tells.
         cache: folder for packages; by default the user's.
+        catalogue: what to compose of; None is what ships.
         progress: told of packages, content and clips.
 
     Raises:
@@ -141,15 +95,21 @@ def build(
         ContentError: content differs from the catalogue's pins.
         BuildError: ``out`` holds something else.
     """
-    items = load()
+    items = load(catalogue)
     found = obtain(wanted(items), packages, cache=cache, progress=progress)
     hashes = verified(items, found, accept=accept_content, progress=progress)
     manifest = _manifest(hashes, size, seed, found)
-    _claim(out, manifest)
+    if counts := _claim(out, manifest):
+        return Built(out, str(manifest["id"]), counts)
     materials = read_materials(items, found, progress=progress)
-    plans = planned(size, seed, novel=sorted(materials.cutouts["novel"]))
+    plans = planned(
+        size,
+        seed,
+        categories=sorted(materials.cutouts["train"]),
+        novel=sorted(materials.cutouts["novel"]),
+    )
     rows = _compose_all(out, plans, materials, workers or os.cpu_count() or 1, progress)
-    counts: dict[str, int] = {}
+    counts = dict[str, int]()
     for subset in ("s4", "ms3"):
         chosen = [row for plan, row in zip(plans, rows, strict=True) if plan.subset == subset]
         write_table(out, subset, chosen)
@@ -195,104 +155,6 @@ def read_materials(
     return Materials(cutouts, silent, backgrounds, sources)
 
 
-def planned(size: Size, seed: int, *, novel: Sequence[str] = CATEGORIES) -> list[Plan]:
-    """List all clips of a data set.
-
-    Args:
-        size: how many.
-        seed: the data set's.
-        novel: the categories that have cut-outs never seen in training.
-    """
-    plans: list[Plan] = []
-    for split, single, several in zip(
-        ("train", "val", "test"), PER_CATEGORY[size], SEVERAL[size], strict=True
-    ):
-        halves = (False, True) if split == "test" else (False,)
-        for unseen in halves:
-            categories = list(novel) if unseen else list(CATEGORIES)
-            group = f"{seed}/{split}{'/novel' * unseen}"
-            prefix = f"{split}_novel" if unseen else split
-            n = single // len(halves)
-            plans += _single_source(group, prefix, split, unseen, categories, n)
-            plans += _multi_source(group, prefix, split, unseen, categories, several // len(halves))
-    return plans
-
-
-def _single_source(
-    group: str, prefix: str, split: str, novel: bool, categories: list[str], n: int
-) -> Iterator[Plan]:
-    """Plan ``n`` clips per category: negatives, lone objects, and swap pairs."""
-    rng = _rng(group, "single")
-    order = [str(c) for c in rng.permutation(categories * n)]
-    negatives = round(_NEGATIVE_SHARE * len(order))
-    paired = 2 * round(_PAIRED_SHARE * (len(order) - negatives) / 2)
-    lone = len(order) - negatives - paired
-    numbers = dict.fromkeys(categories, 0)
-
-    def name(category: str) -> str:
-        numbers[category] += 1
-        return f"{category}_{prefix}_{numbers[category]:04d}"
-
-    def plan(
-        own: str, category: str, kind: Kind, objects: Sequence[str], sounding: int | None,
-        scene: str, pair: str | None = None,
-    ) -> Plan:  # fmt: skip
-        heard = () if sounding is None else (category,)
-        row = Row(own, split, category, heard, kind, novel, pair)
-        whole = ((0, 5),)
-        spans = tuple(whole if at == sounding else () for at in range(len(objects)))
-        return Plan("s4", row, tuple(objects), spans, f"{group}/{scene}", f"{group}/{own}")
-
-    for category in order[:negatives]:
-        own = name(category)
-        others = _others(rng, categories, [category], int(rng.integers(3)))
-        yield plan(own, category, "negative", [category, *others], None, own)
-    for category in order[negatives : negatives + lone]:
-        own = name(category)
-        yield plan(own, category, "plain", [category], 0, own)
-    for first, second in _couples(rng, order[negatives + lone :]):
-        objects = [first, second, *_others(rng, categories, [first, second], rng.random() < 0.35)]
-        one, other = name(first), name(second)
-        yield plan(one, first, "distractor", objects, 0, one, other)
-        yield plan(other, second, "swap", objects, 1, one, one)
-
-
-def _multi_source(
-    group: str, prefix: str, split: str, novel: bool, categories: list[str], n: int
-) -> Iterator[Plan]:
-    """Plan ``n`` clips in which two or three objects sound, each in whole seconds of its own."""
-    rng = _rng(group, "several")
-    for number in range(1, n + 1):
-        sounding = int(rng.integers(2, 4))
-        objects = _others(rng, categories, [], min(3, sounding + (rng.random() < 0.5)))
-        spans: list[tuple[tuple[int, int], ...]] = []
-        for at in range(len(objects)):
-            length = int(rng.integers(2, 6))
-            start = int(rng.integers(0, 6 - length))
-            spans.append(((start, start + length),) if at < sounding else ())
-        name = f"several_{prefix}_{number:04d}"
-        row = Row(name, split, None, tuple(sorted(objects[:sounding])), "plain", novel)
-        yield Plan("ms3", row, tuple(objects), tuple(spans), f"{group}/{name}", f"{group}/{name}")
-
-
-def _others(
-    rng: np.random.Generator, categories: Sequence[str], taken: Sequence[str], n: int
-) -> list[str]:
-    free = [category for category in categories if category not in taken]
-    return [str(category) for category in rng.permutation(free)[:n]]
-
-
-def _couples(rng: np.random.Generator, order: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Pair up an even number of categories so that no pair holds one twice."""
-    firsts, seconds = list(order[::2]), list(order[1::2])
-    for at, first in enumerate(firsts):
-        while seconds[at] == first:
-            to = int(rng.integers(len(seconds)))
-            if seconds[to] != first and firsts[to] != seconds[at]:
-                seconds[at], seconds[to] = seconds[to], seconds[at]
-    return zip(firsts, seconds, strict=True)
-
-
 def composed(plan: Plan, materials: Materials) -> ClipFiles:
     """Compose one clip: five frames, their masks, five seconds of sound."""
     scene = _staged(plan, materials)
@@ -314,7 +176,7 @@ def composed(plan: Plan, materials: Materials) -> ClipFiles:
 
 
 def _staged(plan: Plan, materials: Materials) -> Scene:
-    rng = _rng(plan.scene, "scene")
+    rng = generator(plan.scene, "scene")
     pool = materials.cutouts[plan.pool]
     cutouts = [_one(rng, pool[category]) for category in plan.objects]
     silent = materials.silent[plan.row.split]
@@ -325,7 +187,7 @@ def _staged(plan: Plan, materials: Materials) -> Scene:
 
 def _sounding(plan: Plan, materials: Materials) -> tuple[Sound, list[str]]:
     """Return the clip's sound and the recordings in it."""
-    rng = _rng(plan.sound, "sound")
+    rng = generator(plan.sound, "sound")
     sources = materials.sources[plan.row.split]
     tracks: list[Sound] = []
     names: list[str] = []
@@ -350,11 +212,6 @@ def _sounding(plan: Plan, materials: Materials) -> tuple[Sound, list[str]]:
 
 def _one(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
     return choices[int(rng.integers(len(choices)))]
-
-
-def _rng(*parts: str) -> np.random.Generator:
-    digest = hashlib.blake2b("|".join((str(RECIPE), *parts)).encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 def _compose_all(
@@ -443,8 +300,8 @@ def _finished(out: Path, plan: Plan) -> Row | None:
     return replace(plan.row, recording=noted["recording"], cutout=noted["cutout"])
 
 
-def _claim(out: Path, manifest: dict[str, object]) -> None:
-    """Make ``out`` ours: new, or begun by the same call.
+def _claim(out: Path, manifest: dict[str, object]) -> dict[str, int] | None:
+    """Make ``out`` ours: new, or begun by the same call; return the counts of a finished one.
 
     Raises:
         BuildError: it holds another data set, or other files.
@@ -452,13 +309,14 @@ def _claim(out: Path, manifest: dict[str, object]) -> None:
     mark = out / ".building" / "id"
     done = out / "dataset.json"
     if done.is_file():
-        found = json.loads(done.read_text(encoding="utf-8")).get("id")
-        if found != manifest["id"]:
-            raise BuildError(
-                f"{out} holds data set {found}; this call makes {manifest['id']}. "
-                "Name another folder, or delete that one"
-            )
-    elif mark.is_file():
+        found = json.loads(done.read_text(encoding="utf-8"))
+        if found.get("id") == manifest["id"]:
+            return found["counts"]
+        raise BuildError(
+            f"{out} holds data set {found.get('id')}; this call makes {manifest['id']}. "
+            "Name another folder, or delete that one"
+        )
+    if mark.is_file():
         found = mark.read_text(encoding="utf-8")
         if found != manifest["id"]:
             raise BuildError(
@@ -469,6 +327,7 @@ def _claim(out: Path, manifest: dict[str, object]) -> None:
         raise BuildError(f"{out} is not empty and no data set of ours; name a new folder")
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.write_text(str(manifest["id"]), encoding="utf-8")
+    return None
 
 
 def _manifest(

@@ -17,12 +17,19 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, BinaryIO, Literal
 
 import zstandard
+
+_STREAMED: dict[str, Literal["r|", "r|gz", "r|bz2", "r|xz"]] = {
+    "": "r|",
+    "gz": "r|gz",
+    "bz2": "r|bz2",
+    "xz": "r|xz",
+}
 
 Progress = Callable[[str, int, int], None]
 """Called as (what is being done, steps done, steps in all)."""
@@ -141,7 +148,7 @@ class ResourceBundle:
 
 
 def obtain(
-    wanted: dict[str, Iterable[str]],
+    wanted: Mapping[str, Iterable[str]],
     packages: Path | None = None,
     *,
     cache: Path | None = None,
@@ -232,7 +239,7 @@ class _Apt:
             "Dir::Cache": own,
             "Dir::Cache::archives": own / "archives",
             "Debug::NoLocking": "1",
-            "APT::Sandbox::User": "",
+            "APT::Sandbox::User": "root",
         }
         arguments = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
         done = subprocess.run(
@@ -295,15 +302,15 @@ def _identity(deb: Path) -> tuple[str, str]:
     return parts[0], parts[1].replace("%3a", ":")
 
 
-def _write_whole(path: Path, content: io.BufferedIOBase | BinaryIO | object) -> None:
+def _write_whole(path: Path, content: IO[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        shutil.copyfileobj(content, file)  # pyright: ignore[reportArgumentType]
+        shutil.copyfileobj(content, file)
     Path(file.name).replace(path)
 
 
 @contextlib.contextmanager
-def _data_tar(deb: Path) -> Iterator[tarfile.TarFile]:
+def _data_tar(deb: Path) -> Generator[tarfile.TarFile, None, None]:
     """Open the tarball of files inside a ``.deb`` as a stream."""
     with deb.open("rb") as file:
         try:
@@ -327,8 +334,8 @@ def _open_member(file: BinaryIO, deb: Path) -> tarfile.TarFile:
             if kind == "zst":
                 stream = zstandard.ZstdDecompressor().stream_reader(file)
                 return tarfile.open(fileobj=stream, mode="r|")
-            if kind in ("", "gz", "bz2", "xz"):
-                return tarfile.open(fileobj=file, mode=f"r|{kind}")
+            if kind in _STREAMED:
+                return tarfile.open(fileobj=file, mode=_STREAMED[kind])
             raise PackageError(f"{deb} packs its files as {name}; known are gz, bz2, xz and zst")
         file.seek(size + size % 2, io.SEEK_CUR)
     raise PackageError(f"{deb} holds no data.tar; it is cut short: download it again")

@@ -76,7 +76,7 @@ def read_cutout(data: bytes, name: str, category: str = "", *, kind: str = "imag
     if kind == "image_grabcut":
         image.thumbnail((_CUTOUT_PX, _CUTOUT_PX), Image.Resampling.LANCZOS)
         image.putalpha(_grabcut(np.asarray(image.convert("RGB"))))
-    box = image.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox()
+    box = image.getchannel("A").point([0] * 128 + [255] * 128).getbbox()
     if box is None:
         raise PictureError(f"{name} has an empty matte: nothing in it is opaque")
     image = image.crop(box)

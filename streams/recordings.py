@@ -6,6 +6,7 @@ import io
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
 
@@ -27,7 +28,7 @@ def decode_sound(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
         RecordingError: the data cannot be decoded or holds no sample.
     """
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), mode="r") as container:
             stream = container.streams.audio[0]
             resampler = av.AudioResampler(format="fltp", rate=stream.rate)
             rate_hz = stream.rate
@@ -36,7 +37,7 @@ def decode_sound(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
                 for frame in (*container.decode(stream), None)
                 for part in resampler.resample(frame)
             ]
-    except (av.FFmpegError, IndexError) as error:
+    except (FFmpegError, IndexError) as error:
         raise RecordingError(f"{name} cannot be decoded: {error!r}") from error
     samples = np.concatenate(parts) if parts else np.empty(0)
     if not samples.size:

@@ -1,9 +1,8 @@
 """Instruments from SoundFonts (``.sf2``, and ``.sf3`` with Vorbis samples), played note by note.
 
 A small sampler of our own, so that composing needs no synthesizer to be installed: key and velocity
-zones, tuning, loops, the volume envelope, attenuation and the low-pass filter of the SoundFont 2.04
-specification; no modulators, LFOs, effects or moving filters. What it plays depends on its arguments
-alone.
+zones, tuning, loops, the volume envelope, attenuation and the low-pass filter of SoundFont 2.04; no
+modulators, LFOs, effects or moving filters. What it plays depends on its arguments alone.
 """
 
 from __future__ import annotations
@@ -128,7 +127,7 @@ def _patch_zone(data: bytes, at: int, drum_key: int | None) -> tuple[Zone, int]:
     if start + size > len(data):
         raise struct.error(f"a sample ends at {start + size}, the file at {len(data)}")
     coded = np.frombuffer(data[start : start + size], "<i2" if wide else "i1")
-    samples = coded.astype(np.float32) / (32768 if wide else 128)
+    samples = coded.astype(np.float32) / np.float32(32768 if wide else 128)
     if mode & 2:
         samples = np.where(samples < 0, samples + 1, samples - 1).astype(np.float32)
     low, high, root = (69 + 12 * np.log2(max(tone, 8176) / 440_000) for tone in tones)
@@ -221,7 +220,7 @@ class SoundFont:
         looped = values.get(54, 0) & 1 and 0 <= loop[0] < loop[1] <= len(samples)
         root = values[58] if values[58] >= 0 else min(root, 127)
         cents = 100 * values.get(51, 0) + values.get(52, 0) + correction
-        times = tuple(_seconds(values[generator]) for generator in (33, 34, 35, 36, 38))
+        delay, attack, hold, decay, release = (_seconds(values[g]) for g in (33, 34, 35, 36, 38))
         return Zone(
             keys,
             vels,
@@ -230,7 +229,7 @@ class SoundFont:
             root - cents / 100,
             values[56],
             loop if looped else None,
-            times,
+            (delay, attack, hold, decay, release),
             values.get(37, 0) / 10,
             0.4 * values.get(48, 0) / 10,
             8.176 * 2 ** (_cutoff_cents(values) / 1200),
@@ -243,7 +242,7 @@ class SoundFont:
                 samples, _ = decode_sound(self._samples[start:end], f"{self._name} sample {index}")
             else:
                 coded = np.frombuffer(self._samples[2 * start : 2 * end], "<i2")
-                samples = coded.astype(np.float32) / 32768
+                samples = coded.astype(np.float32) / np.float32(32768)
             self._decoded[index] = samples
         return self._decoded[index]
 

@@ -10,16 +10,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..streams import avscheck, openavs
-from ..streams.avsbench import AVSBench, Entry
+from ..streams.avsbench import AVSBench, Entry, Split
+from ..streams.avslayout import Subset
+from ..streams.avsplan import Size
 from .overlay import blend, contact_sheet
 
 SHEET = "contact-sheet.png"
 _SHEET_CLIPS = 40
+_SPLITS: tuple[Split, ...] = ("train", "val", "test", "test_novel")
 
 
 def build(
     folder: Path,
-    size: openavs.Size,
+    size: Size,
     *,
     seed: int = 0,
     packages: Path | None = None,
@@ -105,7 +108,7 @@ def write_contact_sheet(folder: Path) -> Path:
     return path
 
 
-def _entries(folder: Path, subset: openavs.Subset) -> list[Entry]:
+def _entries(folder: Path, subset: Subset) -> list[Entry]:
     bench = AVSBench(folder, subset=subset)
     return [
         entry for split in ("train", "val", "test", "test_novel") for entry in bench.clips(split)
