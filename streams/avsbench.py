@@ -59,7 +59,7 @@ LAST_SIXTEENTH = 15 / 16
 
 def frame_times_s() -> NDArray[np.float64]:
     """Times of a clip's pictures: float64 (5,), seconds from the clip's start."""
-    return np.arange(FRAMES_PER_CLIP) + LAST_SIXTEENTH
+    return np.arange(FRAMES_PER_CLIP, dtype=np.float64) + np.float64(LAST_SIXTEENTH)
 
 
 def windows_at(

@@ -39,6 +39,7 @@ FRAMES_PER_CLIP = 5
 DISK_SPLITS = ("train", "val", "test", "test_novel")
 S4_COLUMNS = ("name", "start_time", "category", "split")
 MS3_COLUMNS = ("name", "split")
+_KINDS: Mapping[str, Kind] = {kind: kind for kind in get_args(Kind)}
 EXTRA_COLUMNS = ("categories", "kind", "novel", "pair", "recording", "cutout")
 
 
@@ -178,9 +179,9 @@ def _row(path: Path, number: int, cells: Sequence[str], at: Mapping[str, int], s
             raise DatasetError(
                 f"{where}: {what} is {value!r}; it must be a plain file name without a slash"
             )
-    kind = cell("kind") or "plain"
-    if kind not in get_args(Kind):
-        raise DatasetError(f"{where}: kind is {kind!r}; allowed are {', '.join(get_args(Kind))}")
+    kind = _KINDS.get(cell("kind") or "plain")
+    if kind is None:
+        raise DatasetError(f"{where}: kind is {cell('kind')!r}; allowed are {', '.join(_KINDS)}")
     novel = cell("novel") or "0"
     if novel not in {"0", "1"}:
         raise DatasetError(f"{where}: novel is {novel!r}; allowed are 0 and 1")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -79,7 +80,7 @@ def read_wave(path: Path) -> tuple[NDArray[np.float32], int]:
         raise DatasetError(
             f"{path}: is missing; the sound of its clip was expected there"
         ) from error
-    except (av.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         raise DatasetError(f"{path}: cannot be decoded as sound ({error})") from error
     if not parts:
         return np.zeros(0, dtype=np.float32), rate_hz

@@ -89,7 +89,7 @@ class Truth:
 
     def masks(self) -> NDArray[np.bool_]:
         """The sounding objects' visible pixels, bool (F, H, W)."""
-        return (self.visible & self.sounding[:, :, None, None]).any(axis=1)
+        return np.any(self.visible & self.sounding[:, :, None, None], axis=1)
 
 
 def make_sample(

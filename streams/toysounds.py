@@ -34,7 +34,7 @@ def _clock_of(seconds: float, rate_hz: int) -> Samples:
     return (np.arange(max(1, int(seconds * rate_hz))) / rate_hz).astype(np.float32)
 
 
-def _sine(phase_cycles: Samples) -> Samples:
+def _sine(phase_cycles: NDArray[np.floating]) -> Samples:
     return np.sin(2 * math.pi * phase_cycles).astype(np.float32)
 
 
@@ -134,7 +134,7 @@ def _robot(rng: np.random.Generator, seconds: float, rate_hz: int) -> Samples:
     phase = (np.cumsum(notes[which]) / rate_hz).astype(np.float32)
     tone = sum((_sine(k * phase) / k for k in (1, 3, 5, 7, 9, 11)), np.zeros(n, dtype=np.float32))
     within = (np.arange(n) / rate_hz / step_s) % 1.0
-    return (tone * np.clip(8 * np.minimum(within, 0.85 - within), 0, 1)).astype(np.float32)
+    return np.asarray(tone * np.clip(8 * np.minimum(within, 0.85 - within), 0, 1), np.float32)
 
 
 def _siren(rng: np.random.Generator, seconds: float, rate_hz: int) -> Samples:
@@ -144,7 +144,8 @@ def _siren(rng: np.random.Generator, seconds: float, rate_hz: int) -> Samples:
     turn = t / rng.uniform(0.5, 1.1) + rng.uniform(0, 1)
     hertz = centre_hz * 2 ** (sweep * _sine(turn.astype(np.float32)))
     phase = (np.cumsum(hertz) / rate_hz).astype(np.float32)
-    return _sine(phase) + 0.45 * _sine(2 * phase) + 0.25 * _sine(3 * phase)
+    wail = _sine(phase) + 0.45 * _sine(2 * phase) + 0.25 * _sine(3 * phase)
+    return wail.astype(np.float32)
 
 
 VOICES: Mapping[str, Callable[[np.random.Generator, float, int], Samples]] = {

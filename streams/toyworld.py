@@ -164,7 +164,7 @@ def make_clip(
     sounding = np.array([role.sounding() for role in roles])
     return ToyClip(
         frames=frames,
-        masks=(object_masks & sounding[:, :, None, None]).any(axis=0).astype(np.uint8),
+        masks=np.any(object_masks & sounding[:, :, None, None], axis=0).astype(np.uint8),
         sound=_mix(np.random.default_rng([seed, variant, 1]), roles, kind),
         category=label,
         categories=tuple(role.category for role in roles if role.spans_s),
@@ -355,16 +355,12 @@ def _write_s4(
         if index < pairs:
             step = 1 + index % (len(CATEGORIES) - 1)
             rival = CATEGORIES[(CATEGORIES.index(category) + step) % len(CATEGORIES)]
-            twins = (f"{name}_a", f"{name}_b")
-            for variant, twin, other in ((0, *twins), (1, *twins[::-1])):
-                clip = make_clip(
-                    clip_seed,
-                    size_px=size_px,
-                    kind="swap",
-                    cast=(category, rival),
-                    variant=variant,
-                )
-                rows.append(_write(root, "s4", split, twin, clip, pair=other))
+            cast = (category, rival)
+            one = make_clip(clip_seed, size_px=size_px, kind="swap", cast=cast, variant=0)
+            other = make_clip(clip_seed, size_px=size_px, kind="swap", cast=cast, variant=1)
+            first, second = f"{name}_a", f"{name}_b"
+            rows.append(_write(root, "s4", split, first, one, pair=second))
+            rows.append(_write(root, "s4", split, second, other, pair=first))
         else:
             kind = "negative" if index < pairs + negatives else "plain"
             clip = make_clip(clip_seed, size_px=size_px, kind=kind, cast=(category,))
