@@ -89,7 +89,7 @@ def compose(folder: Path, world: World = "auto", packages: Path | None = None) -
 
 def sample_video() -> Path:
     """The sample clip in the cache, composed on first use: what `atlasd run` runs by default."""
-    folder = cache_folder() / "sample"
+    folder = cache_folder().parent / "sample"
     video = folder / "sample.mp4"
     return video if video.exists() else compose(folder).video
 

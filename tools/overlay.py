@@ -40,7 +40,7 @@ def blend(
         image: uint8 (H, W, 3) RGB.
         mask: bool, any size; it is stretched to the picture (nearest neighbour).
         color: of the tint; the outline is its lighter shade.
-        opacity: of the tint, 0 to 1.
+        opacity: of the tint, 0 to 1; at 0 only the outline is drawn, in the colour itself.
 
     Returns:
         uint8 (H, W, 3), a new array.
@@ -50,8 +50,9 @@ def blend(
         mask = np.asarray(Image.fromarray(mask).resize((W, H), Image.Resampling.NEAREST))
     out = image.copy()
     tint = np.asarray(color, np.float32)
+    light = tint if opacity == 0 else tint * 0.4 + 255 * 0.6
     out[mask] = (out[mask] * (1 - opacity) + tint * opacity).astype(np.uint8)
-    out[_outline(mask, max(1, round(min(H, W) / 240)))] = (tint * 0.4 + 255 * 0.6).astype(np.uint8)
+    out[_outline(mask, max(1, round(min(H, W) / 240)))] = light.astype(np.uint8)
     return out
 
 
