@@ -120,6 +120,8 @@ class ResourceBundle:
         try:
             (length,) = struct.unpack_from(">I", self._data, offset)
             raw = self._data[offset + 4 : offset + 4 + length]
+            if len(raw) < length:
+                raise struct.error(f"holds {len(raw)} of its {length} bytes")
             if flags & self._DEFLATED:
                 return zlib.decompress(raw[4:])
             if flags & self._ZSTD:
