@@ -15,18 +15,14 @@ from atlasd.streams.toyworld import CATEGORIES, write_dataset
 from atlasd.tools.maskfeed import (
     Casting,
     MaskFeed,
-    Scene,
     SoundFeatures,
-    Voice,
     cached_features,
     cast_items,
     encoder_key,
     mask_objective,
-    predicted,
-    read_scenes,
-    segment_each,
 )
-from atlasd.tools.score import encode_voices, interval, score
+from atlasd.tools.score import encode_voices, interval, report, score
+from atlasd.tools.voices import Scene, Voice, predicted, read_scenes, segment_each
 
 RATE = 32_000
 SIZE = 64
@@ -267,3 +263,11 @@ def test_an_interval_over_single_frames_is_that_of_a_mean():
 def test_toy_clips_label_nothing_that_open_avs_names():
     """The two worlds' categories are kept apart by name."""
     assert not set(CATEGORIES) & set(build("atlas-lite", pretrained=False).preset.categories)
+
+
+def test_a_report_scores_the_controls_and_gives_intervals_around_the_mean(toy, network):
+    made = report(network, AVSBench(toy).clips("train"))
+    assert {"own", "none", "other", "intervals"} == set(made)
+    low, high = made["intervals"]["J by recording"]
+    assert low <= made["own"]["J"] <= high
+    assert made["own"]["frames"] == made["none"]["frames"] == 5 * 2 * len(CATEGORIES)

@@ -10,7 +10,7 @@ from atlasd.model import checkpoints
 from atlasd.model.presets import load
 from atlasd.streams.avslayout import DatasetError
 from atlasd.streams.toyworld import write_dataset
-from atlasd.tools import train as tool
+from atlasd.tools import maskstage
 from atlasd.tools.tagger import TeacherError, Yamnet
 from atlasd.tools.train import TrainError, TrainOptions, train
 from safetensors.torch import load_file
@@ -33,9 +33,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "toy"
-    return write_dataset(
-        root, {"train": 1, "val": 2}, ms3_counts={"train": 2}, size_px=64
-    )
+    return write_dataset(root, {"train": 1, "val": 2}, ms3_counts={"train": 2}, size_px=64)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +72,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(run, data, tmp_path, monkey
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    real = tool.score
-    monkeypatch.setattr(tool, "score", fails_once)
+    real = maskstage.score
+    monkeypatch.setattr(maskstage, "score", fails_once)
     options = {"data": data, **SMALL}
     with pytest.raises(KeyboardInterrupt):
         train(TrainOptions(out, **options))

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ..model.atlas import Atlas
 from ..model.audio import AudioFeatures
 from ..model.metrics import FrameScores
-from ..streams.avsbench import frame_times_s, windows_at
-from .maskfeed import Scene, Voice, predicted
+from ..streams.avsbench import Entry, frame_times_s, windows_at
+from .voices import Scene, Voice, predicted, read_scenes
 
 Sound = Literal["own", "none", "other"]
 ALL_FRAMES = (0, 1, 2, 3, 4)
@@ -165,3 +165,39 @@ def interval(
     means = sums[picked].sum(axis=1) / counts[picked].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def report(network: Atlas, entries: Sequence[Entry]) -> dict[str, object]:
+    """Score clips with their own sound, with none and with another clip's.
+
+    Args:
+        network: in ``eval()``.
+        entries: clips of one subset and split.
+
+    Returns:
+        ``own``, ``none`` and ``other``: each `Scored.summary`; ``intervals``: 95 % intervals of J,
+        of J of frames with an object and of the swaps, over recordings and over cut-outs
+        (clips that share one are drawn together).
+
+    Raises:
+        DatasetError: a file is missing or cannot be decoded.
+    """
+    preset = network.preset
+    scenes = read_scenes(entries, preset.image_px, preset.sample_rate_hz)
+    results: dict[Sound, Scored] = {
+        sound: score(network, scenes, encode_voices(network, scenes, sound))
+        for sound in ("own", "none", "other")
+    }
+    own = results["own"]
+    iou, filled = own.frames.iou, ~own.frames.empty
+    swaps = [float(told) for told in own.swaps]
+    intervals: dict[str, tuple[float, float]] = {}
+    for by in ("recording", "cutout"):
+        group = {e.name: getattr(e.row, by) or e.name for e in entries}
+        clips = np.array([group[name] for name in own.clips])
+        intervals[f"J by {by}"] = interval(list(iou), list(clips))
+        if filled.any():
+            intervals[f"J_object by {by}"] = interval(list(iou[filled]), list(clips[filled]))
+        if swaps:
+            intervals[f"swaps by {by}"] = interval(swaps, [group[n] for n in own.swap_clips])
+    return {**{s: r.summary() for s, r in results.items()}, "intervals": intervals}

@@ -1,0 +1,122 @@
+"""The first stage of training: the audio encoder, as a tagger of the training sounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..model import checkpoints
+from ..model.atlas import Atlas
+from ..model.audio import AudioCnn, AudioTagger
+from ..model.pretrained import check_tensors
+from ..model.training import Settings, Trainer, fit
+from ..streams import catalogue
+from ..streams.avsbench import Entry
+from ..streams.packages import obtain
+from ..streams.sounds import training_takes
+from .soundfeed import Recording, SoundFeed, make_pool, tagging_accuracy, tagging_loss
+from .tagger import Yamnet
+from .trainlog import TrainLog
+from .trainoptions import TrainOptions, read_entries
+
+_AUDIO = "audio."
+
+
+def train_audio(
+    options: TrainOptions, network: Atlas, roots: Sequence[Path], log: TrainLog
+) -> None:
+    """Train the network's audio encoder as a tagger and leave it in ``audio.safetensors``."""
+    preset = network.preset
+    rate_hz = preset.sample_rate_hz
+    window = round(preset.window_s * rate_hz)
+    learned = _recordings(read_entries(roots, "train"), rate_hz)
+    if options.packages is not None:
+        learned += _takes(options.packages, rate_hz, options.seed)
+    held = _recordings(read_entries(roots, "val"), rate_hz)
+    categories = sorted({name for recording in learned for name in recording.categories})
+    log.note(f"audio: {len(learned)} sounds of {len(categories)} categories")
+    bar = log.task("windows of sound", options.audio_windows)
+    yamnet = Yamnet(options.teacher) if options.teacher is not None else None
+    pool = make_pool(
+        learned,
+        categories,
+        network.log_mel,
+        windows=options.audio_windows,
+        window_samples=window,
+        sample_rate_hz=rate_hz,
+        seed=options.seed,
+        teacher=(lambda wave: yamnet.scores(wave, rate_hz)) if yamnet is not None else None,
+        progress=bar.advance,
+    )
+    # Training begins from the seed, whatever encoder ships.
+    torch.manual_seed(options.seed)
+    encoder = preset.audio()
+    assert isinstance(encoder, AudioCnn)  # noqa: S101  the caller looked
+    tagger = AudioTagger(encoder, pool.n_tags)
+    settings = Settings(
+        epochs=options.audio_epochs,
+        lr=options.audio_lr,
+        weight_decay=options.weight_decay,
+        warmup_steps=min(50, options.audio_steps),
+        final_lr=0.01,
+        clip_norm=5.0,
+        average=0.99,
+        bfloat16=options.bfloat16,
+    )
+    trainer = Trainer(tagger, tagging_loss(tagger), settings, options.audio_steps, options.out)
+    state = options.out / "audio-state.safetensors"
+    if options.resume and state.exists():
+        trainer.restore(state)
+    feed = SoundFeed(pool, options.audio_batch, options.audio_steps, options.seed, preset.window_s)
+    bar = log.task("audio encoder", settings.epochs * options.audio_steps, trainer.step_count)
+
+    def on_step(step: int, scalars: Mapping[str, float]) -> None:
+        bar.advance(f"loss {scalars['loss']:.2f}")
+        if step % log.every == 0:
+            log.scalars("audio", scalars, step)
+
+    def validate() -> float:
+        accuracy = tagging_accuracy(tagger, held, categories, network.log_mel, window)
+        log.scalars("audio", {"accuracy": accuracy}, trainer.step_count)
+        log.note(f"audio epoch {trainer.epoch}: {accuracy:.3f} of the val windows told right")
+        return accuracy
+
+    best = options.out / "audio.safetensors"
+
+    def keep(_score: float) -> None:
+        tensors = {_AUDIO + name: value for name, value in encoder.state_dict().items()}
+        checkpoints.write_tensors(best, tensors, {})
+
+    fit(trainer, feed, state=state, validate=validate, keep=keep, on_step=on_step)
+    load_encoder(encoder, best)
+    network.audio = encoder.requires_grad_(requires_grad=False).eval()
+
+
+def _recordings(subsets: Sequence[Sequence[Entry]], rate_hz: int) -> list[Recording]:
+    """The sounds of clips in which one known category sounds throughout."""
+    return [
+        Recording(entry.name, entry.sound(rate_hz), entry.categories)
+        for entries in subsets
+        for entry in entries
+        if entry.folder.subset == "s4" and entry.kind != "negative" and len(entry.categories) == 1
+    ]
+
+
+def _takes(packages: Path, rate_hz: int, seed: int) -> list[Recording]:
+    """Open-AVS's training sounds, before any clip is composed of them."""
+    kinds = ("sound", "gm_program", "soundfont")
+    items = [i for i in catalogue.load() if i.kind in kinds and "train" in i.splits]
+    found = obtain(catalogue.wanted(items), packages)
+    takes = training_takes(items, found, sample_rate_hz=rate_hz, seed=seed)
+    return [Recording(take.name, take.samples, (take.category,)) for take in takes]
+
+
+def load_encoder(encoder: nn.Module, path: Path) -> None:
+    """Take an audio encoder of ours out of a file or a checkpoint."""
+    tensors = checkpoints.read(path).tensors if path.is_dir() else checkpoints.read_tensors(path)[0]
+    state = {n.removeprefix(_AUDIO): t for n, t in tensors.items() if n.startswith(_AUDIO)}
+    check_tensors(state, encoder.state_dict(), str(path))
+    encoder.load_state_dict(state)

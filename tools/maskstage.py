@@ -1,0 +1,163 @@
+"""The second stage of training: everything but the frozen parts, on masks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..model import checkpoints
+from ..model.atlas import Atlas
+from ..model.audio import AudioFeatures
+from ..model.training import Settings, Trainer, fit
+from ..streams.avsbench import Entry
+from .maskfeed import (
+    Casting,
+    MaskFeed,
+    cached_features,
+    cast_items,
+    encoder_key,
+    mask_objective,
+)
+from .overlay import blend
+from .score import Scored, encode_voices, score
+from .trainlog import TrainLog
+from .trainoptions import TrainOptions, read_entries
+from .voices import Scene, predicted, read_scenes
+
+_SHOWN = 6
+"""Pictures drawn for TensorBoard."""
+
+
+def train_masks(
+    options: TrainOptions, network: Atlas, roots: Sequence[Path], log: TrainLog
+) -> Path:
+    """Train everything but the frozen parts, and return the folder of the best checkpoint."""
+    scenes = _scenes(read_entries(roots, "train"), network, log, "train")
+    held = _scenes(read_entries(roots, "val"), network, log, "val")
+    feed = _mask_feed(options, network, scenes, log)
+    heard = encode_voices(network, held)
+    settings = Settings(
+        epochs=options.epochs,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        warmup_steps=min(100, feed.steps),
+        final_lr=0.01,
+        clip_norm=1.0,
+        average=0.998,
+        bfloat16=options.bfloat16,
+    )
+    trainer = Trainer(network, mask_objective(network), settings, feed.steps, options.out)
+    state = options.out / "masks-state.safetensors"
+    if options.resume and state.exists():
+        trainer.restore(state)
+    bar = log.task("masks", settings.epochs * feed.steps, trainer.step_count)
+    began = time.monotonic()
+    network.trained = True
+    last: dict[str, float] = {}
+
+    def on_step(step: int, scalars: Mapping[str, float]) -> None:
+        bar.advance(f"loss {scalars['loss']:.3f}")
+        if step % log.every == 0:
+            log.scalars("masks", scalars, step)
+
+    def validate() -> float:
+        result = score(network, held, heard, rotate=True)
+        last.clear()
+        last.update(result.summary())
+        log.scalars("val", last, trainer.step_count)
+        log.picture("val", _pictures(network, held, heard), trainer.step_count)
+        log.note(_line(trainer.epoch, result))
+        return last["J"]
+
+    def keep(_score: float) -> None:
+        checkpoints.save(
+            network,
+            options.out / "best",
+            step=trainer.step_count,
+            metrics={name: round(value, 4) for name, value in last.items() if np.isfinite(value)},
+            notes=_notes(options, roots, time.monotonic() - began),
+        )
+
+    fit(trainer, feed, state=state, validate=validate, keep=keep, on_step=on_step, save_every=200)
+    return options.out / "best"
+
+
+def _scenes(
+    subsets: Sequence[Sequence[Entry]], network: Atlas, log: TrainLog, name: str
+) -> list[Scene]:
+    bar = log.task(f"reading {name} clips", sum(map(len, subsets)))
+    preset = network.preset
+    scenes: list[Scene] = []
+    for entries in subsets:
+        scenes += read_scenes(entries, preset.image_px, preset.sample_rate_hz, bar.advance)
+    return scenes
+
+
+def _mask_feed(
+    options: TrainOptions, network: Atlas, scenes: Sequence[Scene], log: TrainLog
+) -> MaskFeed:
+    preset = network.preset
+    batch = min(options.batch, len(scenes))
+    casting = Casting(
+        scenes,
+        preset.categories,
+        sounds=options.sounds,
+        sample_rate_hz=preset.sample_rate_hz,
+        window_s=preset.window_s,
+    )
+    bar = log.task("encoding sounds", options.variants * len(scenes))
+    items, encode = cast_items(
+        casting, network, variants=options.variants, seed=options.seed, progress=bar.advance
+    )
+    key = {
+        "encoder": encoder_key(network),
+        "data": f"{options.data} toy {options.toy} seed {options.seed}",
+        "items": f"{len(scenes)} scenes, {options.variants} variants, {options.sounds} sounds",
+    }
+    features = cached_features(options.out / "sounds.safetensors", key, encode)
+    return MaskFeed(
+        scenes, items, features, batch_size=batch, passes=options.passes, seed=options.seed
+    )
+
+
+def _line(epoch: int, result: Scored) -> str:
+    s = result.summary()
+    return (
+        f"epoch {epoch}: val J {s['J']:.3f} (with an object {s['J_object']:.3f}, without "
+        f"{s['J_empty']:.3f}), F {s['F']:.3f}, swaps told {s['swaps']:.2f}, quiet {s['quiet']:.2f}"
+    )
+
+
+def _pictures(
+    network: Atlas, scenes: Sequence[Scene], heard: Sequence[AudioFeatures]
+) -> NDArray[np.uint8]:
+    """A strip: pictures with the true mask above, with the predicted one below."""
+    columns: list[NDArray[np.uint8]] = []
+    step = max(1, len(scenes) // _SHOWN)
+    for scene, audio in list(zip(scenes, heard, strict=True))[::step][:_SHOWN]:
+        probs = predicted(network, scene, audio, [0])[0, 0]
+        true = blend(scene.frames[0], scene.voices[0].masks[0].astype(np.bool_))
+        columns.append(np.concatenate([true, blend(scene.frames[0], probs > 0.5)]))
+    return np.concatenate(columns, axis=1)
+
+
+def _notes(options: TrainOptions, roots: Sequence[Path], seconds: float) -> dict[str, str]:
+    """Where the weights come from, for their manifest."""
+    ids: list[str] = []
+    for root in roots:
+        manifest = root / "dataset.json"
+        known = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+        ids.append(str(known.get("id", root.name)))
+    return {
+        "command": options.command(),
+        "data": ", ".join(ids),
+        "seed": str(options.seed),
+        "threads": str(torch.get_num_threads()),
+        "seconds": str(round(seconds)),
+    }
