@@ -135,9 +135,7 @@ class TorchEngine:
         self.batch = batch
         self._dtype = _autocast_dtype(precision, self.device)
         torch.set_num_threads(self.threads)
-        self._network: Atlas | None = network.for_serving().to(
-            self.device, memory_format=torch.channels_last
-        )
+        self._network: Atlas | None = network.for_serving().to(self.device)
         self._host = _Staging.allocate(self, torch.device("cpu"))
         self._input = (
             self._host if self.device.type == "cpu" else _Staging.allocate(self, self.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -22,7 +22,7 @@ from .latency import Latencies
 from .memory import resident_mb
 from .messages import Event, Hello, Mask, ModelInfo
 from .pipeline import Ended, Item, Pipeline, PipelineOptions, Result
-from .publisher import Publisher
+from .publisher import Publisher, PublisherError
 from .results import mask_message
 from .signals import Signals
 
@@ -56,8 +56,12 @@ def run(config: Config, *, clock: Callable[[], int] = time.monotonic_ns) -> int:
         except _REFUSALS as error:
             _log.error("cannot start: %s", error)
             return REFUSED
-        with service:
-            return service.serve()
+        try:
+            with service:
+                return service.serve()
+        except (PublisherError, OSError) as error:
+            _log.error("failed: %s", error)
+            return FAILED
 
 
 def build_engine(config: Config) -> TorchEngine:
@@ -212,8 +216,8 @@ class Service:
         traceback: TracebackType | None,
     ) -> None:
         self._pipeline.close()
-        self._bus.close(drain=error is None)
         self._engine.close()
+        self._bus.close(drain=error is None)
 
     def _pump(self) -> None:
         """Publish items until the last."""
@@ -307,7 +311,7 @@ class Service:
         *,
         epoch: int | None = None,
         detail: str = "",
-        data: dict[str, bool | int | float | str] | None = None,
+        data: Mapping[str, bool | int | float | str] | None = None,
     ) -> Event:
         return Event(
             stream=self._stream,

@@ -230,6 +230,14 @@ def test_a_port_in_use_is_refused_in_one_line(tmp_path, checkpoint, caplog):
         assert "in use" in refused(tiny_config(checkpoint, video, address), caplog)
 
 
+def test_an_output_folder_that_cannot_be_made_is_refused_in_one_line(
+    tmp_path, checkpoint, endpoint, caplog
+):
+    video = write_video(tmp_path / "a.mp4", 0.2)
+    config = tiny_config(checkpoint, video, endpoint, f"run.out={video}")
+    assert "a.mp4" in refused(config, caplog)
+
+
 def test_a_public_address_is_refused(tmp_path, checkpoint, caplog):
     video = write_video(tmp_path / "a.mp4", 0.2)
     config = tiny_config(checkpoint, video, "tcp://0.0.0.0:0")

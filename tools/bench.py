@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -169,7 +169,8 @@ def bench_pipeline(
         with _bus() as (bus, received):
             bare = _bare_pass(engine, _last_sample(clip, engine), frames)
             whole = _pipeline_pass(engine, clip, bus, latencies)
-            bare(), whole()
+            bare()
+            whole()
             measured = tuple(
                 _pair(bare, whole, frames, bare_first=i % 2 == 0)
                 for i in track(range(pairs), f"{preset}: pairs", console=console, transient=True)
@@ -263,7 +264,7 @@ def _cost(work: Callable[[], None], frames: int) -> Cost:
 
 
 @contextmanager
-def _bus() -> Iterator[tuple[Publisher, Callable[[], int]]]:
+def _bus() -> Generator[tuple[Publisher, Callable[[], int]]]:
     """A bus with one subscriber in another process, and what tells how many masks it received."""
     bus = Publisher("tcp://127.0.0.1:*", "wait", stall_timeout_s=_SUBSCRIBER_TIMEOUT_S)
     command = [sys.executable, "-c", _SUBSCRIBER, bus.endpoint]

@@ -23,7 +23,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -179,7 +179,7 @@ def _expected_frames(source: Source) -> int | None:
 
 
 @contextmanager
-def _partial(out: Path) -> Iterator[Path]:
+def _partial(out: Path) -> Generator[Path]:
     """A folder that becomes the contents of ``out`` at the end, and vanishes after an error."""
     folder = out / PARTIAL
     try:
