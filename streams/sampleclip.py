@@ -218,7 +218,10 @@ def settled_at(
         bool (T,). Before 0 s no object has its turn.
     """
     edges = {edge for own in spans_s for span in own for edge in span}
-    return np.array([not any(t - WINDOW_S < edge < t for edge in edges) for t in times_s])
+    hair = 1e-6  # a turn that ends where the window begins must not count by rounding
+    return np.array(
+        [not any(t - WINDOW_S + hair < edge < t - hair for edge in edges) for t in times_s]
+    )
 
 
 def _mix(cast: Cast, seed: int, n: int) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from atlasd.streams.sampleclip import (
     settled_at,
     sounding_at,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -254,6 +254,7 @@ def test_an_object_without_a_turn_never_sounds() -> None:
     assert not sounding_at(np.ones(100, np.float32), 100, [], [0.5, 1.0]).any()
 
 
+@example(edges=[0, 1, 2, 12], at=12)
 @settings(max_examples=50, deadline=None)
 @given(
     edges=st.lists(st.integers(0, 60), min_size=2, max_size=6, unique=True).map(sorted),
