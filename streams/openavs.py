@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -247,6 +248,11 @@ def _results_of_pool(
     ) as pool:
         try:
             yield from pool.map(_work, plans, chunksize=4)
+        except BrokenProcessPool as error:
+            raise BuildError(
+                f"a worker process died ({error}), as happens when memory runs out; run the same "
+                "command again to go on, with fewer --workers"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -270,6 +276,17 @@ def _write(out: Path, plan: Plan, clip: ClipFiles) -> Row:
 
     Each move is atomic and the note is last, so a clip with a note is whole.
     """
+    try:
+        _write_whole(out, plan, clip)
+    except OSError as error:
+        raise BuildError(
+            f"clip {plan.row.name} cannot be written below {out} ({error}); free or mend what is "
+            "in the way and run the same command again to go on"
+        ) from error
+    return clip.row
+
+
+def _write_whole(out: Path, plan: Plan, clip: ClipFiles) -> None:
     with tempfile.TemporaryDirectory(dir=out / ".building") as folder:
         write_clip(Path(folder), plan.subset, clip)
         aside, final = (subset_folder(root, plan.subset) for root in (Path(folder), out))
@@ -284,7 +301,6 @@ def _write(out: Path, plan: Plan, clip: ClipFiles) -> Row:
             source.replace(target)
     noted = {"recording": clip.row.recording, "cutout": clip.row.cutout}
     _write_json(_note(out, plan), noted)
-    return clip.row
 
 
 def _note(out: Path, plan: Plan) -> Path:

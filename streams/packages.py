@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import lzma
 import os
 import shutil
 import struct
@@ -30,6 +31,9 @@ _STREAMED: dict[str, Literal["r|", "r|gz", "r|bz2", "r|xz"]] = {
     "bz2": "r|bz2",
     "xz": "r|xz",
 }
+
+_DAMAGE = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+"""What unpackers raise for damaged data; bzip2's is an OSError without a number."""
 
 Progress = Callable[[str, int, int], None]
 """Called as (what is being done, steps done, steps in all)."""
@@ -306,9 +310,11 @@ def _identity(deb: Path) -> tuple[str, str]:
 
 def _write_whole(path: Path, content: IO[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        shutil.copyfileobj(content, file)
-    Path(file.name).replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        aside = Path(folder) / path.name
+        with aside.open("wb") as file:
+            shutil.copyfileobj(content, file)
+        aside.replace(path)
 
 
 @contextlib.contextmanager
@@ -317,8 +323,8 @@ def _data_tar(deb: Path) -> Generator[tarfile.TarFile, None, None]:
     with deb.open("rb") as file:
         try:
             yield _open_member(file, deb)
-        except (tarfile.TarError, EOFError, zstandard.ZstdError, OSError) as error:
-            if isinstance(error, PackageError):
+        except (*_DAMAGE, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise PackageError(
                 f"{deb} is damaged or cut short ({error}); delete it and download it again"

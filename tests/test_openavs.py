@@ -305,6 +305,19 @@ def test_a_folder_with_another_set_or_other_files_is_refused(whole, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+def test_a_clip_that_cannot_be_written_is_named_and_the_build_can_go_on(small, tmp_path):
+    out = tmp_path / "set"
+
+    def block(what, done, _total):
+        if what == "sounds" and done == 0:
+            (out / "Single-source").write_text("in the way")
+
+    with pytest.raises(BuildError, match=r"clip .* cannot be written .*run the same command again"):
+        build(out, "ci", workers=1, progress=block, **small)
+    (out / "Single-source").unlink()
+    assert build(out, "ci", workers=1, **small).counts["s4 train"] == 6
+
+
 def test_a_begun_build_is_not_continued_with_another_seed(small, tmp_path):
     def stop(what, done, _total):
         if what == "clips" and done == 2:
