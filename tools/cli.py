@@ -227,7 +227,7 @@ def dataset_build(
     folder: Annotated[Path, typer.Argument(help="Where the data set is to stand.")],
     size: Annotated[
         Literal["ci", "standard", "full"],
-        typer.Option(help="230 clips (130 MB), 2,185 (1.25 GB), or as many as AVSBench (3 GB)."),
+        typer.Option(help="257 clips (150 MB), 2,475 (1.4 GB), or as many as AVSBench (3 GB)."),
     ] = "ci",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     packages: Annotated[
