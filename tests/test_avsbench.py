@@ -6,6 +6,7 @@ import pickle
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from atlasd.streams.avsbench import (
@@ -401,6 +402,29 @@ def test_mono_and_empty_sounds_are_read(tmp_path: Path) -> None:
     assert (samples.shape, samples.dtype, rate_hz) == ((RATE_HZ,), np.float32, RATE_HZ)
     write_wave(tmp_path / "empty.wav", seconds=0.0)
     assert read_wave(tmp_path / "empty.wav")[0].size == 0
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s24le", "pcm_f32le", "pcm_u8"])
+def test_sounds_read_alike_in_every_form(tmp_path: Path, codec: str) -> None:
+    """A tone on one of two channels, written by FFmpeg; 8 bits allow for 1 part in 128."""
+    path = tmp_path / "tone.wav"
+    tone = 0.5 * np.sin(2 * np.pi * 300 * np.arange(RATE_HZ) / RATE_HZ).astype(np.float32)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=RATE_HZ, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(np.stack([tone, 0 * tone]), "fltp", "stereo")
+        frame.sample_rate = RATE_HZ
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    samples, rate_hz = read_wave(path)
+    assert rate_hz == RATE_HZ
+    np.testing.assert_allclose(samples, tone / 2, atol=1 / 128 if codec == "pcm_u8" else 2 / 32768)
+
+
+def test_a_sound_cut_short_gives_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "cut.wav"
+    write_wave(path, seconds=1.0)
+    path.write_bytes(path.read_bytes()[: 44 + 4 * 1000 + 3])
+    assert read_wave(path)[0].shape == (1000,)
 
 
 @pytest.mark.parametrize(("argument", "value"), [("subset", "avss"), ("labels", "some")])
