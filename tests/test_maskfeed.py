@@ -44,7 +44,8 @@ def voice(name, category, rows, steady=True):
     masks[:, rows] = 1
     sound = np.random.default_rng(len(name)).normal(0, 0.1, 5 * RATE).astype(np.float32)
     categories = (category,) if category else ()
-    return Voice(name, categories, sound, masks, np.ones(5, bool), steady)
+    silent = category is None
+    return Voice(name, categories, silent, sound, masks, np.ones(5, bool), steady)
 
 
 def scene(*voices, seed=0):
@@ -127,6 +128,15 @@ def test_where_nothing_in_view_sounds_every_mask_is_empty():
     for seed in range(20):
         item, _ = casting().draw(2, np.random.default_rng(seed))
         assert item.masks == ((), (), ())
+
+
+def test_what_sounds_without_a_name_keeps_its_mask():
+    """AVSBench's MS3 names no classes."""
+    unnamed = scene(voice("z", "", slice(5, 9), steady=False))
+    made = Casting([unnamed], ["cat"], sounds=2, sample_rate_hz=RATE, window_s=1.0)
+    item, _ = made.draw(0, np.random.default_rng(0))
+    assert item.masks[0] == (0,)
+    assert item.labels[0] == NO_LABEL
 
 
 def test_what_changes_with_time_is_heard_at_its_own_time():

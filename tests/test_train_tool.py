@@ -10,7 +10,7 @@ from atlasd.model import checkpoints
 from atlasd.model.presets import load
 from atlasd.streams.avslayout import DatasetError
 from atlasd.streams.toyworld import write_dataset
-from atlasd.tools import maskstage
+from atlasd.tools import audiostage, maskstage
 from atlasd.tools.tagger import TeacherError, Yamnet
 from atlasd.tools.train import TrainError, TrainOptions, train
 from safetensors.torch import load_file
@@ -33,7 +33,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "toy"
-    return write_dataset(root, {"train": 1, "val": 2}, ms3_counts={"train": 2}, size_px=64)
+    return write_dataset(root, {"train": 1, "val": 1}, ms3_counts={"train": 1}, size_px=64)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,27 @@ def test_an_interrupted_run_resumes_to_the_same_bits(run, data, tmp_path, monkey
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     best = [checkpoints.read(folder / "best").manifest.content for folder in (run, out)]
     assert best[0] == best[1]
+
+
+def test_an_audio_stage_that_was_interrupted_is_finished_first(run, data, tmp_path, monkeypatch):
+    real, out = audiostage.tagging_accuracy, tmp_path / "broken"
+    calls = []
+
+    def fails_at_the_second(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    options = {"data": data, "stages": "audio", **SMALL, "audio_epochs": 2}
+    train(TrainOptions(tmp_path / "whole", **options))
+    monkeypatch.setattr(audiostage, "tagging_accuracy", fails_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainOptions(out, **options))
+    resumed = train(TrainOptions(out, resume=True, **options))
+    assert len(calls) == 3
+    whole, again = load_file(tmp_path / "whole" / "audio.safetensors"), load_file(resumed)
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
 def test_an_encoder_can_be_brought_and_the_toy_world_made(run, tmp_path):

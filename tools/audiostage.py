@@ -55,7 +55,7 @@ def train_audio(
     torch.manual_seed(options.seed)
     encoder = preset.audio()
     assert isinstance(encoder, AudioCnn)  # noqa: S101  the caller looked
-    tagger = AudioTagger(encoder, pool.n_tags)
+    tagger = AudioTagger(encoder, pool.n_tags).to(options.torch_device())
     settings = Settings(
         epochs=options.audio_epochs,
         lr=options.audio_lr,
@@ -84,14 +84,15 @@ def train_audio(
         log.note(f"audio epoch {trainer.epoch}: {accuracy:.3f} of the val windows told right")
         return accuracy
 
-    best = options.out / "audio.safetensors"
+    best = options.out / "audio-best.safetensors"
 
     def keep(_score: float) -> None:
         tensors = {_AUDIO + name: value for name, value in encoder.state_dict().items()}
         checkpoints.write_tensors(best, tensors, {})
 
     fit(trainer, feed, state=state, validate=validate, keep=keep, on_step=on_step)
-    load_encoder(encoder, best)
+    best.replace(options.out / "audio.safetensors")
+    load_encoder(encoder.cpu(), options.out / "audio.safetensors")
     network.audio = encoder.requires_grad_(requires_grad=False).eval()
 
 

@@ -25,6 +25,7 @@ from ..model.checkpoints import read_tensors, tensor_hash, write_tensors
 from ..model.losses import NO_LABEL, total_loss
 from ..model.training import Batch
 from ..streams.avsbench import frame_times_s, windows_at
+from ..streams.sounds import noise
 from .augmentation import draw_view, mixed, spliced, varied_colours, varied_mel
 from .soundfeed import cut_over
 from .voices import Scene, Voice, segment_each
@@ -113,14 +114,14 @@ class Casting:
         self, scene: Scene, own: int, frame: int, rng: np.random.Generator
     ) -> tuple[Heard, tuple[int, ...]]:
         window = self._window(scene.voices[own], frame, rng)
-        return Heard(window, window), (own,) if scene.voices[own].categories else ()
+        return Heard(window, window), () if scene.voices[own].silent else (own,)
 
     def _hard(
         self, scene: Scene, own: int, frame: int, rng: np.random.Generator
     ) -> tuple[Heard, tuple[int, ...]]:
         """Nothing in view sounds, both voices do, or one gives way to another or to nothing."""
         voice, draw = scene.voices[own], rng.random()
-        if draw < 0.35 or not voice.categories:
+        if draw < 0.35 or voice.silent:
             quiet = self._nothing(scene, rng)
             return Heard(quiet, quiet), ()
         if not voice.steady or (len(scene.voices) == 1 and draw >= 0.5):
@@ -169,18 +170,10 @@ class Casting:
         if draw < 0.2 or (draw > 0.5 and not names):
             return np.zeros(n, np.float32)
         if draw < 0.5:
-            return _noise(rng, n)
+            level = np.float32(10 ** (rng.uniform(-60, -15) / 20))
+            return noise(rng, n, tilt=rng.uniform(0, 1)) * level
         voices = self._by_category[names[int(rng.integers(len(names)))]]
         return self._cut(voices[int(rng.integers(len(voices)))], rng.uniform(_MIN_END_S, _CLIP_S))
-
-
-def _noise(rng: np.random.Generator, n: int) -> NDArray[np.float32]:
-    """White to brown noise at -60 to -15 dBFS, float32 (n,)."""
-    spectrum = np.fft.rfft(rng.standard_normal(n))
-    spectrum /= np.maximum(np.arange(len(spectrum)), 8.0) ** rng.uniform(0, 1)
-    noise = np.fft.irfft(spectrum, n)
-    level = 10 ** (rng.uniform(-60, -15) / 20)
-    return (noise * level / np.sqrt(np.mean(noise**2))).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

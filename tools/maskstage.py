@@ -42,6 +42,7 @@ def train_masks(
     held = _scenes(read_entries(roots, "val"), network, log, "val")
     feed = _mask_feed(options, network, scenes, log)
     heard = encode_voices(network, held)
+    network.to(options.torch_device())
     settings = Settings(
         epochs=options.epochs,
         lr=options.lr,

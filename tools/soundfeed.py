@@ -275,6 +275,7 @@ def tagging_accuracy(
     category and each category the same.
     """
     by_category: dict[str, list[float]] = {}
+    device = next((p.device for p in tagger.parameters()), torch.device("cpu"))
     for recording in recordings:
         if len(recording.categories) != 1 or recording.samples.size == 0:
             continue
@@ -284,7 +285,8 @@ def tagging_accuracy(
         starts = range(0, len(samples) - window_samples + 1, window_samples // 2)
         waves = np.stack([samples[s : s + window_samples] for s in starts])
         with torch.no_grad():
-            logits = tagger(log_mel(torch.from_numpy(waves)))[:, : len(categories)]
+            mel = log_mel(torch.from_numpy(waves)).to(device)
+            logits = tagger(mel)[:, : len(categories)].cpu()
         right = logits.argmax(dim=1) == list(categories).index(recording.categories[0])
         by_category.setdefault(recording.categories[0], []).append(float(right.float().mean()))
     return float(np.mean([np.mean(scores) for scores in by_category.values()]))

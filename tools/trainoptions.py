@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from ..streams.avsbench import AVSBench, Entry, Split
 from ..streams.avslayout import find_subset
 
@@ -38,6 +40,7 @@ class TrainOptions:
         teacher: YAMNet's tflite file, to learn its scores besides the categories.
         seed: of everything random.
         threads: of torch; 0 leaves torch's choice. Equal results need equal threads.
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU where torch finds one.
         epochs: of the ``masks`` stage.
         passes: over the clips in each of these epochs; validation follows each epoch.
         batch: pictures a step.
@@ -64,6 +67,7 @@ class TrainOptions:
     teacher: Path | None = None
     seed: int = 0
     threads: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     epochs: int = 30
     passes: int = 1
     batch: int = 16
@@ -77,6 +81,12 @@ class TrainOptions:
     audio_batch: int = 64
     audio_lr: float = 2e-3
     bfloat16: bool = False
+
+    def torch_device(self) -> torch.device:
+        """Where to train."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
 
     def command(self) -> str:
         """The command line that gives these options."""

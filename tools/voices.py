@@ -21,7 +21,8 @@ class Voice:
 
     Attributes:
         name: the clip's.
-        categories: what sounds.
+        categories: what sounds; empty where nobody knows.
+        silent: whether nothing in view sounds.
         sound: float32 (n,) mono.
         masks: uint8 (5, H, W) in {0, 1}.
         labeled: bool (5,), which masks exist.
@@ -31,6 +32,7 @@ class Voice:
 
     name: str
     categories: tuple[str, ...]
+    silent: bool
     sound: NDArray[np.float32]
     masks: NDArray[np.uint8]
     labeled: NDArray[np.bool_]
@@ -79,7 +81,8 @@ def _voice(entry: Entry, size_px: int, sample_rate_hz: int) -> Voice:
     masks, labeled = entry.masks(size_px)
     return Voice(
         name=entry.name,
-        categories=() if entry.kind == "negative" else entry.categories,
+        categories=entry.categories,
+        silent=entry.kind == "negative",
         sound=entry.sound(sample_rate_hz),
         masks=masks,
         labeled=labeled,
@@ -92,14 +95,16 @@ def segment_each(network: Atlas, images: Tensor, audio: AudioFeatures) -> Output
 
     Args:
         network: see `Atlas.forward_features`, whose parts are called in its order.
-        images: uint8 (B, H, W, 3).
-        audio: features of B·K sounds, the K of each picture one after the other.
+        images: uint8 (B, H, W, 3), on any device.
+        audio: on any device, features of B·K sounds, the K of each picture one after the other.
 
     Returns:
         Masks (B·K, H, W) and class logits (B·K, C) or None.
     """
-    frames = network.normalise(images)
     K = len(audio.embedding) // len(images)
+    device = next(network.parameters()).device
+    frames = network.normalise(images.to(device))
+    audio = AudioFeatures(audio.tokens.to(device), audio.embedding.to(device))
     tokens, skips = network.visual(frames)
     tokens = network.conditioning(tokens.repeat_interleave(K, dim=0), audio.embedding)
     fused = network.fusion(tokens, audio.tokens)
@@ -128,4 +133,4 @@ def predicted(
     part = AudioFeatures(audio.tokens[rows], audio.embedding[rows])
     images = torch.from_numpy(scene.frames[list(chosen)])
     logits = segment_each(network, images, part).mask_logits
-    return torch.sigmoid(logits.float()).unflatten(0, (len(chosen), V)).numpy()
+    return torch.sigmoid(logits.float()).unflatten(0, (len(chosen), V)).cpu().numpy()
