@@ -308,7 +308,8 @@ class Event(_Checked):
         kind: a short stable name; readers ignore those that they do not know. ``epoch`` a
             discontinuity, ``eos`` the end of the stream, ``goodbye`` the daemon leaves,
             ``reconnect``, ``model_swap``, ``trouble`` damage in the medium,
-            ``failed`` the stream ended by a failure, ``subscriber_stalled`` masks go on without one that stopped reading.
+            ``failed`` the stream ended by a failure, ``subscriber_stalled`` masks go
+            on without one that stopped reading.
         epoch: epoch of the stream at that moment.
         pts_ns: where on the stream's timeline, None where nowhere.
         detail: for people.
