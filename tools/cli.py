@@ -196,6 +196,7 @@ def train(
     teacher: Annotated[
         Path | None, typer.Option(help="YAMNet's tflite file, whose scores are learned besides.")
     ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     threads: Annotated[
         int, typer.Option(min=0, help="Of torch; equal results need equal threads.")
