@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -190,11 +190,11 @@ class Trainer:
         # Young averages forget fast, so that the random start does not linger.
         made = self.step_count + 1
         decay = min(self.settings.average, made / (made + 9))
-        averages = list(self._average.values())
-        torch._foreach_lerp_(averages, list(self._params.values()), 1 - decay)  # pyright: ignore[reportPrivateUsage]
+        for name, average in self._average.items():
+            average.lerp_(self._params[name], 1 - decay)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> Generator[None]:
         """Inside, the network has the averaged weights (where averaging is on)."""
         raw = {name: p.detach().clone() for name, p in self._params.items()}
         self._set(self._average or raw)

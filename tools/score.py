@@ -139,7 +139,7 @@ def _told(
     for mask, own, other in zip(pred, truth, silent, strict=True):
         if own.any() and other.any():
             covered = np.count_nonzero(mask & own) / np.count_nonzero(own)
-            yield covered > np.count_nonzero(mask & other) / np.count_nonzero(other)
+            yield bool(covered > np.count_nonzero(mask & other) / np.count_nonzero(other))
 
 
 def interval(

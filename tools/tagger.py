@@ -6,7 +6,9 @@ dependency: who distils installs it.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soxr
@@ -26,7 +28,7 @@ class Yamnet:
 
     def __init__(self, path: Path) -> None:
         try:
-            from ai_edge_litert.interpreter import Interpreter
+            interpreter: Any = importlib.import_module("ai_edge_litert.interpreter")
         except ImportError as error:
             raise TeacherError(
                 "a teacher needs the package ai-edge-litert (pip install ai-edge-litert)"
@@ -34,7 +36,7 @@ class Yamnet:
         if not path.is_file():
             raise TeacherError(f"{path} is no file; name YAMNet's tflite model")
         try:
-            self._model = Interpreter(str(path), num_threads=1)
+            self._model = interpreter.Interpreter(str(path), num_threads=1)
             self._model.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise TeacherError(f"{path} is not a tflite model: {error}") from error

@@ -77,6 +77,6 @@ class Task:
         self._bar = bar
         self._task = bar.add_task(description, total=total, completed=done, note="")
 
-    def advance(self, note: str | None = None) -> None:
+    def advance(self, note: str = "") -> None:
         """Count one more, and say something beside it."""
-        self._bar.update(self._task, advance=1, **({} if note is None else {"note": note}))
+        self._bar.update(self._task, advance=1, note=note)
