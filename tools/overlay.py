@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 Color = tuple[int, int, int]
 
-SOUNDING: Color = (255, 92, 40)
+SOUNDING: Color = (255, 45, 150)
 TRUTH: Color = (60, 220, 120)
 
 _TIME_BASE = Fraction(1, 90_000)
