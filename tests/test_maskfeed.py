@@ -281,3 +281,14 @@ def test_a_report_scores_the_controls_and_gives_intervals_around_the_mean(toy, n
     low, high = made["intervals"]["J by recording"]
     assert low <= made["own"]["J"] <= high
     assert made["own"]["frames"] == made["none"]["frames"] == 5 * 2 * len(CATEGORIES)
+
+
+def test_a_sound_lacks_some_of_its_features_in_training_and_keeps_their_mean(network):
+    made = feed(network, batch_size=4, passes=1)
+    whole = made.features.tokens[:4].float()  # the variation that even epochs show
+    batches = [next(iter(made(epoch, 0)))["tokens"] for epoch in range(0, 60, 2)]
+    gone = torch.stack([(tokens == 0).all(dim=1).float().mean() for tokens in batches])
+    idle = (whole == 0).all(dim=2).float().mean()
+    assert gone.mean() == pytest.approx(0.3 + 0.7 * float(idle), abs=0.05)
+    total = torch.stack([tokens.sum() for tokens in batches]).mean()
+    assert float(total) == pytest.approx(float(whole.sum()), rel=0.1)

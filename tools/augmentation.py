@@ -168,8 +168,8 @@ class View(NamedTuple):
 
 
 def draw_view(rng: np.random.Generator, width: int, height: int) -> View:
-    """Draw a view of 60 to 100 % of each side, half of the time flipped."""
-    share_x, share_y = 1 - 0.4 * rng.random(2) ** 2
+    """Draw a view of 50 to 100 % of each side, half of the time flipped."""
+    share_x, share_y = 1 - 0.5 * rng.random(2) ** 1.5
     left = rng.uniform(0, width * (1 - share_x))
     top = rng.uniform(0, height * (1 - share_y))
     box = (left, top, left + width * share_x, top + height * share_y)
@@ -177,7 +177,7 @@ def draw_view(rng: np.random.Generator, width: int, height: int) -> View:
 
 
 def varied_colours(picture: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Change brightness, contrast, tint and saturation; sometimes blur, add noise, or go via JPEG.
+    """Change brightness, contrast, tint and saturation; sometimes channels, sharpness, noise, JPEG.
 
     Returns:
         uint8 (H, W, 3).
@@ -186,9 +186,11 @@ def varied_colours(picture: Image.Image, rng: np.random.Generator) -> NDArray[np
         picture = picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.6))))
     x = np.asarray(picture, dtype=np.float32)
     grey = x.mean(axis=2, keepdims=True)
-    x = grey + (x - grey) * np.float32(rng.uniform(0.5, 1.4))
-    x = (x - 128) * np.float32(rng.uniform(0.7, 1.3)) + np.float32(128 + rng.uniform(-30, 30))
-    x = x * rng.uniform(0.88, 1.12, 3).astype(np.float32)
+    x = grey + (x - grey) * np.float32(rng.uniform(0.0, 1.6))
+    if rng.random() < 0.2:
+        x = x[..., rng.permutation(3)]
+    x = (x - 128) * np.float32(rng.uniform(0.6, 1.4)) + np.float32(128 + rng.uniform(-40, 40))
+    x = x * rng.uniform(0.8, 1.2, 3).astype(np.float32)
     if rng.random() < 0.3:
         x = x + rng.standard_normal(x.shape, dtype=np.float32) * np.float32(rng.uniform(1, 9))
     out = np.clip(x, 0, 255).astype(np.uint8)
