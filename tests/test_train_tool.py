@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 
 import pytest
 import torch
@@ -152,8 +154,6 @@ def test_data_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_broken_picture_stops_the_run_by_name(data, tmp_path):
-    import shutil
-
     copy = shutil.copytree(data, tmp_path / "data")
     picture = sorted(copy.rglob("*_3.png"))[0]
     picture.write_bytes(b"no picture")
@@ -167,6 +167,12 @@ def test_a_teacher_that_is_missing_or_something_else_is_named(tmp_path):
         Yamnet(tmp_path / "yamnet.tflite")
     (tmp_path / "yamnet.tflite").write_bytes(b"no model" * 20)
     with pytest.raises(TeacherError, match="is not a tflite model"):
+        Yamnet(tmp_path / "yamnet.tflite")
+
+
+def test_a_teacher_without_its_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    with pytest.raises(TeacherError, match="pip install ai-edge-litert"):
         Yamnet(tmp_path / "yamnet.tflite")
 
 
