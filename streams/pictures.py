@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from .packages import PackageError
+
 _CUTOUT_PX = 360
 _TRIES = 24
 _LEAST_VISIBLE = 0.62
@@ -99,8 +101,13 @@ def read_background(data: bytes, name: str, *, short_side_px: int = 400) -> Back
 
 def _grabcut(rgb: NDArray[np.uint8]) -> Image.Image:
     """Return the matte (L) of a photo whose border is background."""
-    import cv2
-
+    try:
+        import cv2
+    except ImportError as error:
+        raise PackageError(
+            f"OpenCV, which cuts this photo out, does not load ({error}); "
+            "where it misses libGL.so.1: apt install libgl1"
+        ) from error
     cv2.setRNGSeed(0)
     H, W, _ = rgb.shape
     labels = np.zeros((H, W), np.uint8)

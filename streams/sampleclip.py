@@ -103,7 +103,7 @@ def make_sample(
     seed: int = 1,
     packages: Path | None = None,
     categories: Sequence[str] = (),
-    cutout_split: Split = "test",
+    cutout_split: Split = "train",
     recording_split: Split = "test",
     fallback: bool = True,
     progress: Progress = quiet,
@@ -119,7 +119,7 @@ def make_sample(
         size_px: (width, height), even numbers of at least 64.
         seed: decides all that is not given.
         packages: folder with Debian packages; None asks apt for `samplecast.SAMPLE_PACKAGES`.
-        categories: two or three of the world's; none draws three.
+        categories: two or three of the world's; none is the world's own choice.
         cutout_split: of Open-AVS: whose pictures; ``test`` are seen by no training.
         recording_split: of Open-AVS: whose recordings.
         fallback: whether to make a toy, and say why, where Open-AVS cannot be had.

@@ -334,6 +334,7 @@ def test_photos_come_from_the_splits_that_are_asked_for(photos: Path, tmp_path: 
         fps=4.0,
         size_px=SIZE_PX,
         packages=photos,
+        cutout_split="test",
         recording_split="train",
         fallback=False,
     )
@@ -343,7 +344,7 @@ def test_photos_come_from_the_splits_that_are_asked_for(photos: Path, tmp_path: 
         assert item.cutout == f"qabcs-data:/usr/{item.category}-test.png"
         assert item.recording == f"qabcs-data:/usr/{item.category}-train.wav"
         assert item.split == "test picture, train sound"
-    assert made.background == "qabcs-data:/usr/field-test.png"
+    assert made.background == "qabcs-data:/usr/field-train.png"
     truth = read_truth(made.truth)
     assert truth.sounding.any(axis=0).all()
 
