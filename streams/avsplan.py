@@ -19,7 +19,7 @@ from .catalogue import CATEGORIES
 
 Size = Literal["ci", "standard", "full"]
 
-RECIPE = 1
+RECIPE = 2
 """Grows with each change of what is composed from the same content and seed."""
 
 PER_CATEGORY: dict[Size, tuple[int, int, int]] = {
@@ -50,7 +50,7 @@ class Plan:
     Attributes:
         subset: ``s4`` or ``ms3``.
         row: its line in the table, recordings and cut-outs still empty.
-        objects: categories of the objects in view, back to front is decided when staged.
+        objects: categories of the objects in view; which stands in front is drawn when staged.
         spans: for each object the whole seconds (start, end) during which it sounds; a silent
             one has none.
         scene: seed of the picture; both clips of a pair have the same.

@@ -158,16 +158,16 @@ def read_materials(
 
 def composed(plan: Plan, materials: Materials) -> ClipFiles:
     """Compose one clip: five frames, their masks, five seconds of sound."""
-    scene = _staged(plan, materials)
+    scene, places = staged(plan, materials)
     pictures = [scene.frame(t_s) for t_s in FRAME_TIMES_S]
     frames = np.stack([picture.image for picture in pictures])
     masks = np.zeros(frames.shape[:3], np.uint8)
-    for at, spans in enumerate(plan.spans):
+    for place, spans in zip(places, plan.spans, strict=True):
         for second, picture in enumerate(pictures):
             if any(start <= second < end for start, end in spans):
-                masks[second] |= picture.masks[at]
+                masks[second] |= picture.masks[place]
     sound, recordings = _sounding(plan, materials)
-    heard = [at for at, spans in enumerate(plan.spans) if spans]
+    heard = [place for place, spans in zip(places, plan.spans, strict=True) if spans]
     row = replace(
         plan.row,
         recording=";".join(recordings),
@@ -176,14 +176,22 @@ def composed(plan: Plan, materials: Materials) -> ClipFiles:
     return ClipFiles(row, frames, masks, sound, SAMPLE_RATE_HZ)
 
 
-def _staged(plan: Plan, materials: Materials) -> Scene:
+def staged(plan: Plan, materials: Materials) -> tuple[Scene, list[int]]:
+    """Stage a clip's scene, its objects in random order of depth, so that none of it tells.
+
+    Returns:
+        The scene, and for each of the plan's objects its index among the scene's cut-outs.
+    """
     rng = generator(plan.scene, "scene")
     pool = materials.cutouts[plan.pool]
     cutouts = [_one(rng, pool[category]) for category in plan.objects]
     silent = materials.silent[plan.row.split]
     if silent and len(cutouts) == 2 and rng.random() < 0.3:
         cutouts.append(_one(rng, silent))
-    return stage(rng, cutouts, _one(rng, materials.backgrounds[plan.row.split]))
+    depth = rng.permutation(len(cutouts))
+    background = _one(rng, materials.backgrounds[plan.row.split])
+    scene = stage(rng, [cutouts[i] for i in depth], background)
+    return scene, [int(place) for place in np.argsort(depth)[: len(plan.objects)]]
 
 
 def _sounding(plan: Plan, materials: Materials) -> tuple[Sound, list[str]]:

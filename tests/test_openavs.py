@@ -6,13 +6,15 @@ import io
 import json
 import wave
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from atlasd.streams import avsplan, openavs
 from atlasd.streams.avsplan import PlanError, planned
-from atlasd.streams.catalogue import CATEGORIES, ContentError, content_sha256, load
+from atlasd.streams.catalogue import CATEGORIES, ContentError, content_sha256, load, wanted
 from atlasd.streams.openavs import BuildError, build
+from atlasd.streams.packages import obtain
 from PIL import Image, ImageDraw
 
 RATE = 16_000
@@ -260,6 +262,28 @@ def test_masks_lie_on_the_object_that_sounds(whole):
         assert int(np.argmax(inside)) == list(COLORS).index(row["category"])
         assert row["cutout"].startswith(f"things:/usr/{row['category']}")
         assert row["recording"] == f"things:/usr/{row['category']}_{row['split']}.wav"
+
+
+def test_what_stands_in_front_tells_nothing_of_what_sounds(small):
+    """In swap scenes of three objects each of them is in front as often as the others."""
+    items = load(small["catalogue"])
+    found = obtain(wanted(items), small["packages"], cache=small["cache"])
+    materials = openavs.read_materials(items, found)
+    scenes = [
+        replace(plan, scene=f"depth/{number}")
+        for plan in planned("ci", 0, categories=sorted(COLORS), novel=sorted(COLORS))
+        if plan.subset == "s4" and plan.row.kind == "distractor"
+        for number in range(40)
+    ]
+    front = Counter()
+    for plan in scenes:
+        scene, places = openavs.staged(replace(plan, objects=tuple(COLORS)), materials)
+        assert [scene.cutouts[place].category for place in places] == list(COLORS)
+        front[places.index(len(places) - 1)] += 1
+    n = sum(front.values())
+    assert n >= 100
+    # Four standard deviations of a fair draw.
+    assert all(abs(front[at] / n - 1 / 3) < 4 * (2 / 9 / n) ** 0.5 for at in range(3)), front
 
 
 def test_two_builds_are_equal_in_every_byte_whatever_the_number_of_workers(whole, tmp_path):
