@@ -112,7 +112,7 @@ def content_sha256(data: bytes, kind: Kind) -> str:
         return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     if kind == "sound":
         digest = hashlib.sha256()
-        with av.open(io.BytesIO(data), mode="r") as container:
+        with av.open(io.BytesIO(data), mode="r", metadata_errors="replace") as container:
             stream = container.streams.audio[0]
             digest.update(f"{stream.rate} {stream.channels}".encode())
             digest.update(stream.codec_context.extradata or b"")

@@ -3,7 +3,8 @@
 A package comes from a folder that the user names (``.deb`` files or unpacked trees) or from apt,
 which then runs with state, lists and cache of its own. A ``.deb`` is unpacked here (an ``ar``
 archive of tarballs), only the files that are asked for, into a cache; the same files are not
-unpacked twice. A path may reach into a Qt resource bundle: ``bundle.rcc!path/inside``.
+unpacked twice. A path may reach into a Qt resource bundle: ``bundle.rcc!path/inside``. Who wants
+whatever a package holds, not files that are known by path, walks it: `each_file`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import struct
 import subprocess
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -177,25 +179,56 @@ def obtain(
     """
     cache = cache or cache_folder()
     found: dict[str, Package] = {}
-    if packages is not None and not packages.is_dir():
-        raise PackageError(f"{packages} is no folder; name one with .deb files or unpacked trees")
-    apt = _Apt(cache) if packages is None else None
+    shelf = Shelf(packages, cache)
     for done, (name, paths) in enumerate(sorted(wanted.items())):
         progress(f"package {name}", done, len(wanted))
         outer = sorted({path.partition("!")[0] for path in paths})
-        if packages is not None and (packages / name / "usr").is_dir():
-            found[name] = Package(name, "unknown", packages / name)
+        place = shelf.find(name)
+        if place.is_dir():
+            found[name] = Package(name, "unknown", place)
         else:
-            deb = _deb_in(packages, name) if packages is not None else None
-            deb = deb or (apt.download(name) if apt else None)
-            if deb is None:
-                raise PackageError(
-                    f"{packages} holds neither {name}_*.deb nor {name}/usr; put it there "
-                    f"(apt-get download {name}) or leave --packages out where apt is at hand"
-                )
-            found[name] = unpack(deb, outer, cache / "unpacked")
+            found[name] = unpack(place, outer, cache / "unpacked")
     progress("packages", len(wanted), len(wanted))
     return found
+
+
+class Shelf:
+    """Where packages are: in a folder that the user names, or with apt.
+
+    Args:
+        packages: folder with ``.deb`` files or unpacked trees; None asks apt.
+        cache: where apt's downloads are kept; by default `cache_folder`.
+
+    Raises:
+        PackageError: the folder is none, or there is no apt.
+    """
+
+    def __init__(self, packages: Path | None, cache: Path | None = None) -> None:
+        if packages is not None and not packages.is_dir():
+            raise PackageError(
+                f"{packages} is no folder; name one with .deb files or unpacked trees"
+            )
+        self._folder = packages
+        self._apt = _Apt(cache or cache_folder()) if packages is None else None
+
+    def find(self, name: str) -> Path:
+        """Return a package's ``.deb``, or the folder that it lies unpacked in.
+
+        Raises:
+            PackageError: it cannot be had.
+        """
+        if self._apt is not None:
+            return self._apt.download(name)
+        assert self._folder is not None  # noqa: S101  without a folder there is apt
+        if (self._folder / name / "usr").is_dir():
+            return self._folder / name
+        deb = _deb_in(self._folder, name)
+        if deb is None:
+            raise PackageError(
+                f"{self._folder} holds neither {name}_*.deb nor {name}/usr; put it there "
+                f"(apt-get download {name}) or leave --packages out where apt is at hand"
+            )
+        return deb
 
 
 def _deb_in(folder: Path, name: str) -> Path | None:
@@ -299,6 +332,64 @@ def unpack(deb: Path, paths: Iterable[str], into: Path) -> Package:
             "another release of the package may have them elsewhere"
         )
     return Package(name, version, root)
+
+
+def each_file(place: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    """Iterate over a package's files whose names end so, in upper or lower case.
+
+    Nothing is unpacked onto the disk. Symbolic links are left out: what they name comes by itself.
+
+    Args:
+        place: a ``.deb`` or an unpacked tree, as `Shelf.find` gives it.
+        suffixes: ends of names in lower case, with the dot.
+
+    Yields:
+        The path from ``/`` on, and the bytes.
+
+    Raises:
+        PackageError: the ``.deb`` is damaged.
+    """
+    if place.is_dir():
+        for file in sorted(place.rglob("*")):
+            if file.name.lower().endswith(suffixes) and file.is_file() and not file.is_symlink():
+                yield f"/{file.relative_to(place).as_posix()}", file.read_bytes()
+        return
+    with _data_tar(place) as archive:
+        for member in archive:
+            if member.isfile() and member.name.lower().endswith(suffixes):
+                content = archive.extractfile(member)
+                assert content is not None  # noqa: S101  it is a file
+                yield f"/{member.name.removeprefix('./')}", content.read()
+
+
+BUNDLES = (".rcc", ".zip", ".pk3", ".wz")
+"""Ends of the names of files that hold files: Qt resource bundles, and zip archives."""
+
+
+def each_entry(data: bytes, path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    """Iterate over a bundle's entries whose names end so, as `each_file` does over a package.
+
+    Args:
+        data: the whole bundle.
+        path: its own path, from which the entries' are made: ``bundle.rcc!path/inside``.
+        suffixes: ends of names in lower case, with the dot.
+
+    Raises:
+        PackageError: the bundle or an entry is damaged.
+    """
+    if path.lower().endswith(".rcc"):
+        bundle = ResourceBundle(data, path)
+        for inner in bundle.paths():
+            if inner.lower().endswith(suffixes):
+                yield f"{path}!{inner}", bundle.read(inner)
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for inner in sorted(archive.namelist()):
+                if inner.lower().endswith(suffixes):
+                    yield f"{path}!{inner}", archive.read(inner)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise PackageError(f"{path} is a damaged or unknown zip archive: {error}") from error
 
 
 def _identity(deb: Path) -> tuple[str, str]:

@@ -28,8 +28,10 @@ def decode_sound(data: bytes, name: str) -> tuple[NDArray[np.float32], int]:
         RecordingError: the data cannot be decoded or holds no sample.
     """
     try:
-        with av.open(io.BytesIO(data), mode="r") as container:
+        with av.open(io.BytesIO(data), mode="r", metadata_errors="replace") as container:
             stream = container.streams.audio[0]
+            if getattr(stream, "codec_context", None) is None:
+                raise RecordingError(f"{name} is coded in a way that this FFmpeg does not know")
             resampler = av.AudioResampler(format="fltp", rate=stream.rate)
             rate_hz = stream.rate
             parts = [

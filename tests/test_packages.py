@@ -4,12 +4,21 @@ import io
 import os
 import struct
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
 import pytest
 import zstandard
-from atlasd.streams.packages import PackageError, ResourceBundle, obtain, unpack
+from atlasd.streams.packages import (
+    PackageError,
+    ResourceBundle,
+    Shelf,
+    each_entry,
+    each_file,
+    obtain,
+    unpack,
+)
 
 FILES = {"./usr/share/thing/a.txt": b"first", "./usr/share/thing/b.bin": bytes(range(256)) * 40}
 
@@ -128,6 +137,58 @@ def test_two_versions_in_the_folder_are_refused(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(PackageError, match="no folder"):
         obtain({}, tmp_path / "nowhere", cache=tmp_path / "cache")
+
+
+SOUNDS = {"./usr/a.OGG": b"one", "./usr/sub/b.wav": b"two", "./usr/c.txt": b"three"}
+
+
+def test_a_package_is_walked_without_unpacking_it(tmp_path):
+    deb = make_deb(tmp_path, files=SOUNDS, links={"./usr/link.wav": "sub/b.wav"})
+    walked = dict(each_file(deb, (".ogg", ".wav")))
+    assert walked == {"/usr/a.OGG": b"one", "/usr/sub/b.wav": b"two"}
+    assert list(tmp_path.iterdir()) == [deb]
+
+
+def test_an_unpacked_tree_is_walked_like_its_package(tmp_path):
+    for path, content in SOUNDS.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    (tmp_path / "usr/link.wav").symlink_to("sub/b.wav")
+    walked = list(each_file(tmp_path, (".ogg", ".wav")))
+    assert walked == [("/usr/a.OGG", b"one"), ("/usr/sub/b.wav", b"two")]
+
+
+def test_a_deb_cut_short_is_refused_while_it_is_walked(tmp_path):
+    deb = make_deb(tmp_path, files={"./usr/big.wav": os.urandom(300_000)})
+    deb.write_bytes(deb.read_bytes()[:100_000])
+    with pytest.raises(PackageError, match="thing_"):
+        list(each_file(deb, (".wav",)))
+
+
+def test_a_shelf_finds_a_deb_or_a_tree(tmp_path):
+    deb = make_deb(tmp_path)
+    (tmp_path / "other/usr").mkdir(parents=True)
+    shelf = Shelf(tmp_path)
+    assert (shelf.find("thing"), shelf.find("other")) == (deb, tmp_path / "other")
+    with pytest.raises(PackageError, match="apt-get download gone"):
+        shelf.find("gone")
+
+
+@pytest.mark.parametrize("path", ["/usr/a.zip", "/usr/a.pk3", "/usr/a.WZ"])
+def test_the_entries_of_an_archive_are_walked(path):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("sfx/b.Wav", b"two" * 99)
+        archive.writestr("a.txt", b"one")
+    walked = list(each_entry(file.getvalue(), path, (".wav",)))
+    assert walked == [(f"{path}!sfx/b.Wav", b"two" * 99)]
+    with pytest.raises(PackageError, match=f"{path} is a damaged"):
+        list(each_entry(file.getvalue()[:-30], path, (".wav",)))
+
+
+def test_the_entries_of_a_resource_bundle_are_walked():
+    data = make_bundle([("a.wav", 0, b"one"), ("b.png", 0, b"two")])
+    assert list(each_entry(data, "/usr/a.rcc", (".wav",))) == [("/usr/a.rcc!pics/a.wav", b"one")]
 
 
 def put_apt_on_path(monkeypatch, tmp_path, script):

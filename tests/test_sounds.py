@@ -6,7 +6,7 @@ import wave
 
 import numpy as np
 import pytest
-from atlasd.streams.catalogue import Item
+from atlasd.streams.catalogue import Item, content_sha256
 from atlasd.streams.packages import Package
 from atlasd.streams.recordings import RecordingError, decode_sound
 from atlasd.streams.soundfonts import SoundFont, SoundFontError, read_patch
@@ -158,6 +158,22 @@ def test_a_stereo_recording_becomes_the_mean_of_its_channels():
 def test_a_recording_without_sound_is_named(data):
     with pytest.raises(RecordingError, match="bark"):
         decode_sound(data, "bark")
+
+
+def test_a_recording_of_an_unknown_coding_is_named():
+    data = bytearray(wav(tone(440, 0.2)))
+    data[20:22] = b"\x99\x99"
+    with pytest.raises(RecordingError, match="bark is coded in a way"):
+        decode_sound(bytes(data), "bark")
+
+
+def test_a_recording_whose_tags_are_no_utf_8_is_decoded():
+    data = wav(tone(440, 0.2))
+    tags = chunk(b"LIST", b"INFO" + chunk(b"INAM", b"chien \x82\xe9"))
+    data = b"RIFF" + struct.pack("<I", len(data) + len(tags) - 8) + data[8:] + tags
+    samples, _ = decode_sound(data, "bark")
+    assert len(samples) == RATE // 5
+    assert content_sha256(data, "sound") == content_sha256(wav(tone(440, 0.2)), "sound")
 
 
 def test_a_take_loses_its_silence_and_keeps_its_sound():
