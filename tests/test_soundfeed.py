@@ -17,9 +17,10 @@ from atlasd.tools.augmentation import (
     varied_wave,
 )
 from atlasd.tools.soundfeed import (
+    HINT_WEIGHT,
     SHORTEST_S,
     TAIL_S,
-    Recording,
+    Labeled,
     SoundFeed,
     SoundPool,
     cut_over,
@@ -27,6 +28,7 @@ from atlasd.tools.soundfeed import (
     tagging_accuracy,
     tagging_loss,
 )
+from atlasd.tools.tagger import Taught
 from torch import nn
 
 RATE = 32_000
@@ -37,10 +39,10 @@ def tone(hz, seconds=1.5):
 
 
 RECORDINGS = [
-    Recording("low", tone(200), ("low",)),
-    Recording("low too", tone(230, 0.2), ("low",)),
-    Recording("high", tone(3000), ("high",)),
-    Recording("who knows", tone(900), ()),
+    Labeled(tone(200), ("low",)),
+    Labeled(tone(230, 0.2), ("low",)),
+    Labeled(tone(3000), ("high",)),
+    Labeled(tone(900), ()),
 ]
 
 
@@ -125,20 +127,53 @@ def test_cutting_over_leaves_the_doubtful_moments_out():
     assert 0.4 < lasts.mean() < 0.6
 
 
-def test_a_pool_has_every_category_as_often_and_the_teachers_scores():
-    scores = iter(np.arange(12, dtype=np.float32) / 12)
-    made = pool(lambda wave: np.array([next(scores), float(len(wave) == RATE // 2)], np.float32))
-    assert made.mel.shape == (12, 51, 64)
+def test_a_pool_has_every_category_as_often_and_half_of_it_is_unlabeled():
+    made = pool(windows=400)
+    assert made.mel.shape == (400, 51, 64)
     assert made.mel.dtype == torch.float16
-    assert made.tags.sum(dim=0).tolist() == [4, 4]
-    assert made.known.sum() == 8
-    assert (made.tags[~made.known] == 0).all()
-    assert made.teacher[:, 0].float().tolist() == pytest.approx(np.arange(12) / 12, abs=1e-3)
+    single = made.tags.sum(dim=1) == 1
+    assert (made.tags[~made.known].sum(dim=1) <= 1).all()
+    # Unlabeled sounds come alone or are in a mix: 1/2 and an eighth more.
+    assert (~made.known).float().mean() == pytest.approx(5 / 8, abs=0.08)
+    high, low = made.tags[made.known & single].mean(dim=0).tolist()
+    assert high == pytest.approx(low, abs=0.15)
+    assert made.teacher.shape == made.hints.shape == (400, 0)
+    assert made.n_tags == 2 * 2
+    assert torch.equal(made.mel, pool(windows=400).mel)
+
+
+def test_a_pool_keeps_what_the_teacher_says_of_each_window_as_it_sounds():
+    """The teacher hears the mixed window; its features are told in units of their spread."""
+
+    def teacher(wave, rate_hz):
+        assert (len(wave), rate_hz) == (RATE // 2, RATE)
+        level = float(np.abs(wave).mean())
+        return Taught(np.array([level, 1.0], np.float32), np.array([50 * level, 7.0], np.float32))
+
+    made = pool(teacher, windows=50)
+    level = made.teacher[:, 0].double()
     assert (made.teacher[:, 1] == 1).all()
-    assert made.n_tags == 2 * 2 + 2
-    again = pool()
-    assert torch.equal(made.mel, again.mel)
-    assert again.teacher.shape == (12, 0)
+    assert made.n_tags == 2 * 2 + 2 + 2
+    expected = (level - level.mean()) / level.std(correction=0)
+    assert made.hints[:, 0].double().numpy() == pytest.approx(expected.numpy(), abs=0.02)
+    assert (made.hints[:, 1] == 0).all()
+
+
+def test_two_recordings_at_once_keep_within_full_scale_and_both_are_tagged():
+    loud = [Labeled(0.9 * np.sign(tone(hz)), (name,)) for hz, name in ((200, "low"), (3e3, "high"))]
+    heard = []
+
+    def teacher(wave, _rate_hz):
+        heard.append(float(np.abs(wave).max()))
+        return Taught(np.zeros(1, np.float32), np.zeros(1, np.float32))
+
+    made = make_pool(
+        loud, ["high", "low"], LogMel(), windows=200, window_samples=RATE // 2,
+        sample_rate_hz=RATE, seed=0, teacher=teacher,
+    )  # fmt: skip
+    assert made.known.all()
+    # A quarter are mixed, half of these of both kinds.
+    assert (made.tags.sum(dim=1) == 2).float().mean() == pytest.approx(1 / 8, abs=0.07)
 
 
 def test_a_pool_of_nothing_or_of_unknown_categories_is_refused():
@@ -157,7 +192,8 @@ def constant_pool(n=64):
     tags = torch.zeros(n, 2)
     tags[torch.arange(n), torch.arange(n) % 2] = 1
     mel = torch.where(tags[:, :1, None] > 0, -20.0, -60.0).expand(n, 50, 64).half().clone()
-    return SoundPool(mel, tags, torch.ones(n, dtype=torch.bool), torch.zeros(n, 0).half())
+    nothing = torch.zeros(n, 0).half()
+    return SoundPool(mel, tags, torch.ones(n, dtype=torch.bool), nothing, nothing)
 
 
 def test_batches_follow_seed_epoch_and_step_alone():
@@ -186,21 +222,26 @@ class Straight(nn.Module):
         return mel[:, 0, 0]
 
 
-def test_the_tagging_loss_is_a_sum_of_cross_entropies():
+def test_the_tagging_loss_is_a_sum_of_cross_entropies_and_of_the_features_squared_error():
     rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2, (3, 6))
+    logits = rng.normal(0, 2, (3, 9))
     tags, ends, taught = ((rng.random((3, 2)) < 0.5).astype(float) for _ in range(3))
-    known = np.array([True, False, True])
+    hints = rng.normal(0, 1, (3, 3))
+    known, hinted = np.array([True, False, True]), np.array([False, True, True])
     target = np.concatenate([tags, ends, taught], axis=1)
-    p = 1 / (1 + np.exp(-logits))
+    p = 1 / (1 + np.exp(-logits[:, :6]))
     ce = -(target * np.log(p) + (1 - target) * np.log(1 - p))
-    names = ("anywhere", "at_end", "teacher")
-    batch = {k: torch.tensor(v).float() for k, v in zip(names, (tags, ends, taught), strict=True)}
-    batch |= {"mel": torch.tensor(logits).float()[:, None, None], "known": torch.tensor(known)}
-    terms = tagging_loss(Straight())(batch)
-    assert float(terms["tags"]) == pytest.approx(ce[known, :4].sum() / 2, rel=1e-5)
-    assert float(terms["teacher"]) == pytest.approx(ce[:, 4:].sum() / 3, rel=1e-5)
-    assert float(terms["loss"]) == pytest.approx(float(terms["tags"] + terms["teacher"]), rel=1e-5)
+    error = np.mean((logits[1:, 6:] - hints[1:]) ** 2)
+    named = {"anywhere": tags, "at_end": ends, "teacher": taught, "hints": hints}
+    batch = {k: torch.tensor(v).float() for k, v in named.items()}
+    batch |= {"known": torch.tensor(known), "hinted": torch.tensor(hinted)}
+    batch |= {"mel": torch.tensor(logits).float()[:, None, None]}
+    terms = {k: float(v) for k, v in tagging_loss(Straight())(batch).items()}
+    assert terms["tags"] == pytest.approx(ce[known, :4].sum() / 2, rel=1e-5)
+    assert terms["teacher"] == pytest.approx(ce[:, 4:].sum() / 3, rel=1e-5)
+    assert terms["hints"] == pytest.approx(error, rel=1e-5)
+    total = terms["tags"] + terms["teacher"] + HINT_WEIGHT * terms["hints"]
+    assert terms["loss"] == pytest.approx(total, rel=1e-5)
 
 
 def test_accuracy_weighs_each_category_alike():

@@ -161,6 +161,33 @@ def test_a_broken_picture_stops_the_run_by_name(data, tmp_path):
         train(TrainOptions(tmp_path / "run", data=copy, **SMALL))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_papers_preset_trains_end_to_end_with_random_parts(data, tmp_path):
+    """ViT-B/16 and Cnn14 run through the same command; only the published weights are missing."""
+    options = TrainOptions(
+        tmp_path / "run", preset="atlas", data=data, random=True, epochs=1, batch=2, variants=1,
+        sounds=1, threads=2,
+    )  # fmt: skip
+    best = train(options)
+    network = load(best)
+    assert network.trained
+    assert network.preset.name == "atlas"
+    assert not network.published
+    assert "--random" in checkpoints.read(best).manifest.notes["command"]
+
+
+def test_random_parts_and_published_ones_are_not_asked_for_together(data, tmp_path):
+    options = TrainOptions(tmp_path, data=data, random=True, backbone=tmp_path / "vit.safetensors")
+    with pytest.raises(TrainError, match="--random takes no published weights"):
+        train(options)
+
+
+def test_a_corpus_needs_a_teacher(data, tmp_path):
+    with pytest.raises(TrainError, match="--teacher FILE"):
+        train(TrainOptions(tmp_path, data=data, corpus=True))
+
+
 def test_a_teacher_that_is_missing_or_something_else_is_named(tmp_path):
     pytest.importorskip("ai_edge_litert", reason="the teacher's package is no dependency")
     with pytest.raises(TeacherError, match="is no file"):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ..model import checkpoints
@@ -13,11 +17,11 @@ from ..model.atlas import Atlas
 from ..model.audio import AudioCnn, AudioTagger
 from ..model.pretrained import check_tensors
 from ..model.training import Settings, Trainer, fit
-from ..streams import catalogue
+from ..streams import catalogue, corpus
 from ..streams.avsbench import Entry
 from ..streams.packages import obtain
 from ..streams.sounds import training_takes
-from .soundfeed import Recording, SoundFeed, make_pool, tagging_accuracy, tagging_loss
+from .soundfeed import Labeled, Recording, SoundFeed, make_pool, tagging_accuracy, tagging_loss
 from .tagger import Yamnet
 from .trainlog import TrainLog
 from .trainoptions import TrainOptions, read_entries
@@ -32,14 +36,15 @@ def train_audio(
     preset = network.preset
     rate_hz = preset.sample_rate_hz
     window = round(preset.window_s * rate_hz)
-    learned = _recordings(read_entries(roots, "train"), rate_hz)
+    learned: list[Recording] = [*_clips(read_entries(roots, "train"), rate_hz)]
     if options.packages is not None:
         learned += _takes(options.packages, rate_hz, options.seed)
-    held = _recordings(read_entries(roots, "val"), rate_hz)
+    held = _clips(read_entries(roots, "val"), rate_hz)
     categories = sorted({name for recording in learned for name in recording.categories})
     log.note(f"audio: {len(learned)} sounds of {len(categories)} categories")
+    if options.corpus:
+        learned += _corpus(options, rate_hz, log)
     bar = log.task("windows of sound", options.audio_windows)
-    yamnet = Yamnet(options.teacher) if options.teacher is not None else None
     pool = make_pool(
         learned,
         categories,
@@ -48,7 +53,7 @@ def train_audio(
         window_samples=window,
         sample_rate_hz=rate_hz,
         seed=options.seed,
-        teacher=(lambda wave: yamnet.scores(wave, rate_hz)) if yamnet is not None else None,
+        teacher=Yamnet(options.teacher) if options.teacher is not None else None,
         progress=bar.advance,
     )
     # Training begins from the seed, whatever encoder ships.
@@ -96,23 +101,51 @@ def train_audio(
     network.audio = encoder.requires_grad_(requires_grad=False).eval()
 
 
-def _recordings(subsets: Sequence[Sequence[Entry]], rate_hz: int) -> list[Recording]:
+def _clips(subsets: Sequence[Sequence[Entry]], rate_hz: int) -> list[Labeled]:
     """The sounds of clips in which one known category sounds throughout."""
     return [
-        Recording(entry.name, entry.sound(rate_hz), entry.categories)
+        Labeled(entry.sound(rate_hz), entry.categories)
         for entries in subsets
         for entry in entries
         if entry.folder.subset == "s4" and entry.kind != "negative" and len(entry.categories) == 1
     ]
 
 
-def _takes(packages: Path, rate_hz: int, seed: int) -> list[Recording]:
+def _takes(packages: Path, rate_hz: int, seed: int) -> list[Labeled]:
     """Open-AVS's training sounds, before any clip is composed of them."""
     kinds = ("sound", "gm_program", "soundfont")
     items = [i for i in catalogue.load() if i.kind in kinds and "train" in i.splits]
     found = obtain(catalogue.wanted(items), packages)
     takes = training_takes(items, found, sample_rate_hz=rate_hz, seed=seed)
-    return [Recording(take.name, take.samples, (take.category,)) for take in takes]
+    return [Labeled(take.samples, (take.category,)) for take in takes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unlabeled:
+    """A sound of the corpus, read from disk each time."""
+
+    excerpt: corpus.Excerpt
+    categories: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> NDArray[np.float32]:
+        return self.excerpt.samples
+
+
+def _corpus(options: TrainOptions, rate_hz: int, log: TrainLog) -> list[_Unlabeled]:
+    """Every sound that Debian packages give, but what Open-AVS holds out.
+
+    What was skipped and what was held out stands in the run's ``corpus.json``.
+    """
+    found = corpus.sounds(options.packages, sample_rate_hz=rate_hz, seed=options.seed)
+    path = options.out / "corpus.json"
+    told = {"id": found.id, "skipped": found.skipped, "excluded": found.excluded}
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    log.note(
+        f"corpus {found.id}: {len(found.sounds)} sounds, {found.minutes:.0f} minutes; "
+        f"{len(found.skipped)} files or packages skipped, {len(found.excluded)} held out: {path}"
+    )
+    return [_Unlabeled(excerpt) for excerpt in found.sounds]
 
 
 def load_encoder(encoder: nn.Module, path: Path) -> None:

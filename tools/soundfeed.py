@@ -9,8 +9,9 @@ of the same windows as soft targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from ..model.training import Batch
 from .augmentation import FLOOR_DB, mixed, spliced, varied_mel, varied_wave
+from .tagger import Taught
 
 TAIL_S = 0.5
 """What sounds within this time before the end of a window counts as sounding there."""
@@ -27,23 +29,36 @@ TAIL_S = 0.5
 SHORTEST_S = 0.08
 """A sound that lasts less in a window is not asked for."""
 
+HINT_WEIGHT = 20.0
+"""Of the squared error of the teacher's features against the cross-entropies."""
+
 _BLOCK = 64
 """Windows whose spectrograms are computed at once."""
 
-TeacherScores = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Scores in [0, 1] of a window: float32 (n,) to (K,)."""
+_MIXED_SHARE = 0.25
+"""Share of a pool's windows in which two recordings sound at once."""
+
+Teacher = Callable[[NDArray[np.float32], int], Taught]
+"""What it says of a window: float32 (n,) and its rate. It is called from several threads."""
 
 
-class Recording(NamedTuple):
-    """A sound to cut windows from.
+class Recording(Protocol):
+    """A sound to cut windows from."""
 
-    Attributes:
-        name: what it is called.
-        samples: float32 (n,) mono at the network's rate.
-        categories: what sounds in it; empty where nobody knows.
-    """
+    @property
+    def samples(self) -> NDArray[np.float32]:
+        """Float32 (n,) mono at the network's rate; it may be read from disk each time."""
+        ...
 
-    name: str
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """What sounds in it; empty where nobody knows."""
+        ...
+
+
+class Labeled(NamedTuple):
+    """A sound in memory whose categories are known, or () where they are not."""
+
     samples: NDArray[np.float32]
     categories: tuple[str, ...]
 
@@ -57,17 +72,28 @@ class SoundPool:
         tags: float32 (N, C), 1 where the category sounds.
         known: bool (N,), whether ``tags`` says anything.
         teacher: float16 (N, K), the teacher's scores; K is 0 without a teacher.
+        hints: float16 (N, H), the teacher's features, each of mean 0 and variance 1 over the pool;
+            H is 0 without a teacher.
     """
 
     mel: Tensor
     tags: Tensor
     known: Tensor
     teacher: Tensor
+    hints: Tensor
 
     @property
     def n_tags(self) -> int:
         """Outputs that a tagger needs: each category anywhere, each at the end, the teacher's."""
-        return 2 * self.tags.shape[1] + self.teacher.shape[1]
+        return 2 * self.tags.shape[1] + self.teacher.shape[1] + self.hints.shape[1]
+
+
+class _Window(NamedTuple):
+    """A window of sound: float32 (n,), the recordings in it, what the teacher says of it."""
+
+    wave: NDArray[np.float32]
+    heard: tuple[Recording, ...]
+    taught: Taught | None
 
 
 def make_pool(
@@ -79,19 +105,25 @@ def make_pool(
     window_samples: int,
     sample_rate_hz: int,
     seed: int,
-    teacher: TeacherScores | None = None,
+    unlabeled_share: float = 0.5,
+    teacher: Teacher | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> SoundPool:
-    """Cut and vary windows, the same number from every category and within it every recording.
+    """Cut and vary windows; a quarter of them hold two recordings at once.
+
+    Of those with categories each category comes as often, and within it each recording; of those
+    without, each recording. A window follows from the seed and its number alone.
 
     Args:
-        recordings: training sounds; those without categories count as one more category.
+        recordings: training sounds, with categories or without.
         categories: names of the tags, in order.
         log_mel: (B, n) to decibels (B, 1, T, M).
         windows: how many.
         window_samples: n.
         sample_rate_hz: rate of the recordings.
         seed: of all randomness.
+        unlabeled_share: share of the windows that are of recordings without categories, where there
+            are recordings of both kinds.
         teacher: scores windows.
         progress: told of each window.
 
@@ -104,31 +136,74 @@ def make_pool(
     unknown = {c for r in recordings for c in r.categories} - index.keys()
     if unknown:
         raise ValueError(f"categories {sorted(unknown)} are not among {list(categories)}")
+    order = list(_order(recordings, windows, unlabeled_share))
+    mels: list[Tensor] = []
+    taught: list[Taught] = []
+    tags = torch.zeros(windows, len(categories))
+    known = torch.zeros(windows, dtype=torch.bool)
+
+    def window(number: int) -> _Window:
+        rng = np.random.default_rng((seed, number))
+        heard = (order[number],)
+        wave = _audible_window(heard[0].samples, rng, window_samples, sample_rate_hz)
+        if rng.random() < _MIXED_SHARE:
+            heard = (*heard, order[int(rng.integers(windows))])
+            other = _audible_window(heard[1].samples, rng, window_samples, sample_rate_hz)
+            wave = _added(wave, other, float(rng.uniform(-10, 10)))
+        return _Window(wave, heard, teacher(wave, sample_rate_hz) if teacher else None)
+
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
+        for first in range(0, windows, _BLOCK):
+            numbers = range(first, min(first + _BLOCK, windows))
+            block = list(threads.map(window, numbers))
+            waves = torch.from_numpy(np.stack([made.wave for made in block]))
+            mels.append(log_mel(waves)[:, 0].half())
+            for number, made in zip(numbers, block, strict=True):
+                known[number] = all(recording.categories for recording in made.heard)
+                for name in (c for recording in made.heard for c in recording.categories):
+                    tags[number, index[name]] = 1
+                if made.taught is not None:
+                    taught.append(made.taught)
+                progress()
+    return SoundPool(torch.cat(mels), tags, known, *_lessons(taught, windows))
+
+
+def _order(
+    recordings: Sequence[Recording], windows: int, unlabeled_share: float
+) -> Iterator[Recording]:
+    """The first recording of each window."""
     groups: dict[tuple[str, ...], list[Recording]] = {}
     for recording in recordings:
         groups.setdefault(recording.categories, []).append(recording)
-    rng = np.random.default_rng(seed)
+    unlabeled = groups.pop((), [])
     keys = sorted(groups)
-    mels: list[Tensor] = []
-    scores: list[NDArray[np.float32]] = []
-    tags = torch.zeros(windows, len(categories))
-    known = torch.zeros(windows, dtype=torch.bool)
-    block: list[NDArray[np.float32]] = []
+    share = 0.0 if not unlabeled else 1.0 if not keys else unlabeled_share
     for i in range(windows):
-        group = groups[keys[i % len(keys)]]
-        recording = group[(i // len(keys)) % len(group)]
-        block.append(_audible_window(recording.samples, rng, window_samples, sample_rate_hz))
-        for name in recording.categories:
-            tags[i, index[name]] = 1
-        known[i] = bool(recording.categories)
-        if teacher is not None:
-            scores.append(teacher(block[-1]))
-        if len(block) == _BLOCK or i == windows - 1:
-            mels.append(log_mel(torch.from_numpy(np.stack(block)))[:, 0].half())
-            block = []
-        progress()
-    taught = torch.from_numpy(np.stack(scores)).half() if scores else torch.zeros(windows, 0).half()
-    return SoundPool(torch.cat(mels), tags, known, taught)
+        done = int(i * share)
+        if int((i + 1) * share) > done:
+            yield unlabeled[done % len(unlabeled)]
+        else:
+            turn, place = divmod(i - done, len(keys))
+            group = groups[keys[place]]
+            yield group[turn % len(group)]
+
+
+def _added(
+    wave: NDArray[np.float32], other: NDArray[np.float32], gain_db: float
+) -> NDArray[np.float32]:
+    """Add a sound at a level relative to the first one's; full scale is kept."""
+    one, two = (float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for x in (wave, other))
+    total = wave + other * np.float32(one / max(two, 1e-6) * 10 ** (gain_db / 20))
+    return (total / max(1.0, float(np.abs(total).max()))).astype(np.float32)
+
+
+def _lessons(taught: Sequence[Taught], windows: int) -> tuple[Tensor, Tensor]:
+    """The teacher's scores (N, K), and its features (N, H) in units of their spread."""
+    if not taught:
+        return torch.zeros(windows, 0).half(), torch.zeros(windows, 0).half()
+    hints = torch.from_numpy(np.stack([said.embedding for said in taught]))
+    hints = (hints - hints.mean(dim=0)) / hints.std(dim=0, correction=0).clamp(min=1e-3)
+    return torch.from_numpy(np.stack([said.scores for said in taught])).half(), hints.half()
 
 
 def _audible_window(
@@ -169,8 +244,8 @@ def cut_over(
 class SoundFeed:
     """Batches of a pool; the same for the same seed, epoch and step.
 
-    Of each batch 35 % are two windows at once, and in 35 % one gives way to another or to silence,
-    or comes after silence.
+    Of each batch a quarter are two windows at once, and in 35 % one gives way to another or to
+    silence, or comes after silence.
     """
 
     def __init__(
@@ -191,7 +266,7 @@ class SoundFeed:
         one, two = self._draw(rng), self._draw(rng)
         B, T, _ = one["mel"].shape
         kind = torch.from_numpy(rng.random(B))
-        mix, splice = kind < 0.35, kind >= 0.65
+        mix, splice = kind < 0.25, kind >= 0.65
         _silence(one, kind >= 0.95)
         _silence(two, (kind >= 0.85) & (kind < 0.95))
         gain = torch.from_numpy(rng.uniform(-8, 8, B).astype(np.float32))
@@ -208,6 +283,8 @@ class SoundFeed:
             "at_end": _where(splice & torch.from_numpy(~lasts), two["tags"], anywhere),
             "known": one["known"] & (two["known"] | ~(mix | splice)),
             "teacher": taught,
+            "hints": one["hints"],
+            "hinted": ~(mix | splice),
         }
 
     def _draw(self, rng: np.random.Generator) -> Batch:
@@ -218,6 +295,7 @@ class SoundFeed:
             "tags": pool.tags[index],
             "known": pool.known[index],
             "teacher": pool.teacher[index].float(),
+            "hints": pool.hints[index].float(),
         }
 
 
@@ -239,7 +317,8 @@ def tagging_loss(
     """The loss of a tagger on the batches of a `SoundFeed`.
 
     Binary cross-entropies, each summed over the outputs and averaged over the windows: categories
-    anywhere, categories at the end, and the teacher's scores.
+    anywhere, categories at the end, and the teacher's scores. Besides, on windows that were not
+    mixed or cut since the teacher heard them, the mean squared error of its features.
     """
 
     def loss(batch: Batch) -> dict[str, Tensor]:
@@ -251,12 +330,17 @@ def tagging_loss(
         tags = F.binary_cross_entropy_with_logits(logits[:, : 2 * C], own, reduction="none")
         terms = {"tags": (tags.sum(dim=1) * known).sum() / count}
         terms["loss"] = terms["tags"]
-        if batch["teacher"].shape[1]:
+        K = batch["teacher"].shape[1]
+        if K:
             taught = F.binary_cross_entropy_with_logits(
-                logits[:, 2 * C :], batch["teacher"], reduction="none"
+                logits[:, 2 * C : 2 * C + K], batch["teacher"], reduction="none"
             )
             terms["teacher"] = taught.sum(dim=1).mean()
-            terms["loss"] = terms["loss"] + teacher_weight * terms["teacher"]
+            hinted = batch["hinted"].float()
+            error = (logits[:, 2 * C + K :] - batch["hints"]).square().mean(dim=1)
+            terms["hints"] = (error * hinted).sum() / hinted.sum().clamp(min=1)
+            lessons = terms["teacher"] + HINT_WEIGHT * terms["hints"]
+            terms["loss"] = terms["loss"] + teacher_weight * lessons
         return terms
 
     return loss

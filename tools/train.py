@@ -6,8 +6,8 @@ LoRA, neck, conditioning, fusion, decoder and head on pictures that meet several
 Validation selects what is kept; the test splits are never read.
 
 A run's folder holds ``options.json``, for each stage its state (``audio-state.safetensors``,
-``masks-state.safetensors``), the encoder (``audio.safetensors``), TensorBoard's events
-(``events/``) and the result, the checkpoint folder ``best``.
+``masks-state.safetensors``), the encoder (``audio.safetensors``), what became of the corpus
+(``corpus.json``), TensorBoard's events (``events/``) and the result, the folder ``best``.
 """
 
 from __future__ import annotations
@@ -64,6 +64,10 @@ def _check(options: TrainOptions) -> None:
             raise TrainError(f"--{name.replace('_', '-')} is {getattr(options, name)}; 1 or more")
     if options.toy < 0:
         raise TrainError(f"--toy is {options.toy}; 0 or more clips")
+    if options.random and options.backbone is not None:
+        raise TrainError("--random takes no published weights; --backbone names some: choose one")
+    if options.corpus and options.teacher is None:
+        raise TrainError("--corpus brings sounds without names; --teacher FILE tells what they are")
     if options.stages == "audio" and options.audio is not None:
         raise TrainError("--stages audio trains an encoder; --audio brings one: choose one of both")
 
@@ -123,7 +127,9 @@ def _network(options: TrainOptions) -> Atlas:
     network = build(
         options.preset,
         trained=False,
+        pretrained=not options.random,
         seed=options.seed,
+        backbone_weights=options.backbone,
         audio_weights=None if ours else options.audio,
     )
     file = _encoder_file(options)

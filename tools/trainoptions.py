@@ -32,12 +32,17 @@ class TrainOptions:
             hundred.
         resume: go on with the run in ``out``, with the same options.
         stages: ``all``, or one alone.
+        random: take no published weights at all, every part random: tries the whole training of a
+            preset where its weights are not at hand.
+        backbone: a file with the backbone's published weights, instead of fetching them.
         audio: an audio encoder (a run's ``audio.safetensors``, or a checkpoint) instead of training
-            one.
+            one; for presets with a published encoder its file, instead of fetching it.
         packages: folder of the Debian packages that Open-AVS is composed of: the audio encoder then
             also learns their training sounds as they are, above 8 kHz too, where the data set's
             16 kHz files are silent.
-        teacher: YAMNet's tflite file, to learn its scores besides the categories.
+        corpus: let the audio encoder also learn from every sound that 155 Debian
+            packages give (``streams/corpus.csv``, in ``packages`` or through apt), with a teacher.
+        teacher: YAMNet's tflite file, to learn its scores and features besides the categories.
         seed: of everything random.
         threads: of torch; 0 leaves torch's choice. Equal results need equal threads.
         device: ``cpu``, ``cuda``, or ``auto``: a GPU where torch finds one.
@@ -62,8 +67,11 @@ class TrainOptions:
     toy: int = 0
     resume: bool = False
     stages: Stages = "all"
+    random: bool = False
+    backbone: Path | None = None
     audio: Path | None = None
     packages: Path | None = None
+    corpus: bool = False
     teacher: Path | None = None
     seed: int = 0
     threads: int = 0
