@@ -28,9 +28,11 @@ app = typer.Typer(
     "`atlasd subscribe` for a stream.",
 )
 dataset_app = typer.Typer(no_args_is_help=True, help="Build and check data sets.")
+score_app = typer.Typer(no_args_is_help=True, help="Measure how good weights are.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed as ratios in one run.")
 config_app = typer.Typer(no_args_is_help=True, help="Show and check configurations.")
 app.add_typer(dataset_app, name="dataset")
+app.add_typer(score_app, name="score")
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
 
@@ -186,15 +188,25 @@ def train(
     stages: Annotated[
         Literal["all", "audio", "masks"], typer.Option(help="Both stages, or one alone.")
     ] = "all",
+    random: Annotated[
+        bool, typer.Option(help="No published weights, all parts random: to try the command.")
+    ] = False,
+    backbone: Annotated[
+        Path | None, typer.Option(help="The backbone's published weights, if not to be fetched.")
+    ] = None,
     audio: Annotated[
-        Path | None, typer.Option(help="An audio encoder, instead of training one.")
+        Path | None, typer.Option(help="An audio encoder, instead of training or fetching one.")
     ] = None,
     packages: Annotated[
         Path | None,
         typer.Option(help="Open-AVS's Debian packages: their sounds are learned in full band."),
     ] = None,
+    corpus: Annotated[
+        bool,
+        typer.Option(help="Hear the sounds of 155 Debian packages, with TEACHER."),
+    ] = False,
     teacher: Annotated[
-        Path | None, typer.Option(help="YAMNet's tflite file, whose scores are learned besides.")
+        Path | None, typer.Option(help="YAMNet's tflite file: its scores and features are learned.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -257,6 +269,83 @@ def dataset_check(
     from .dataset import check
 
     raise typer.Exit(0 if check(folder) else 1)
+
+
+WeightsOption = Annotated[
+    Path | None, typer.Option(help="A checkpoint; default: the weights that ship.")
+]
+PresetOption = Annotated[str, typer.Option(help="The network whose shipped weights are meant.")]
+SplitOption = Annotated[
+    Literal["train", "val", "test"],
+    typer.Option(help="Decide by val; open test once per released version."),
+]
+ReportOption = Annotated[Path | None, typer.Option("--json", help="Also write all numbers here.")]
+
+
+@score_app.command("masks")
+def score_masks(
+    data: Annotated[Path, typer.Option(help="A data set in AVSBench's layout.")],
+    weights: WeightsOption = None,
+    preset: PresetOption = "atlas-lite",
+    split: SplitOption = "val",
+    json_path: ReportOption = None,
+) -> None:
+    """Score masks with each clip's own sound, with none, and with another clip's."""
+    from .scorecard import score_masks as score
+
+    score(data, weights=weights, preset=preset, split=split, json_path=json_path)
+
+
+@score_app.command("sounds")
+def score_sounds(
+    weights: WeightsOption = None,
+    preset: PresetOption = "atlas-lite",
+    packages: Annotated[
+        Path | None, typer.Option(help="Folder with Open-AVS's Debian packages, instead of apt.")
+    ] = None,
+    split: SplitOption = "val",
+    leave_one_out: Annotated[
+        bool, typer.Option(help="Also ask about each recording of train and val by itself.")
+    ] = False,
+    json_path: ReportOption = None,
+) -> None:
+    """Probe the audio encoder: a linear classifier, asked about recordings never heard."""
+    from .scorecard import score_sounds as score
+
+    score(
+        weights=weights,
+        preset=preset,
+        packages=packages,
+        split=split,
+        leave_one_out=leave_one_out,
+        json_path=json_path,
+    )
+
+
+@score_app.command("photos")
+def score_photos(
+    out: Annotated[Path, typer.Option(help="Folder for photos.json and photos.png.")],
+    weights: WeightsOption = None,
+    preset: PresetOption = "atlas-lite",
+    packages: Annotated[
+        Path | None, typer.Option(help="Folder with the Debian packages, instead of apt.")
+    ] = None,
+    sounds: Annotated[int, typer.Option(min=1, help="Sounds that each category is played.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the sounds.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: its own choice.")] = 0,
+) -> None:
+    """Point at what sounds in 38 photographs of whole scenes, with validation sounds."""
+    from .photocheck import photocheck
+
+    photocheck(
+        out,
+        weights=weights,
+        preset=preset,
+        packages=packages,
+        sounds=sounds,
+        seed=seed,
+        threads=threads,
+    )
 
 
 @bench_app.command("pipeline")

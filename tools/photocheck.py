@@ -5,8 +5,6 @@ in view is played with validation sounds of Open-AVS. Asked is whether the most 
 in a box of the category, how much of the mask does, and how well the mask's extent meets the
 boxes'. The same pictures without sound, and with sounds of categories that are not in view, tell
 what of it the sound decides.
-
-    python -m atlasd.tools.photocheck --weights DIR --packages DIR --out DIR
 """
 
 from __future__ import annotations
@@ -15,12 +13,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import soxr
 import torch
-import typer
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from rich.console import Console
@@ -298,22 +295,31 @@ def read_voices(packages: Path | None = None) -> list[Source]:
 
 
 def photocheck(
-    out: Annotated[Path, typer.Option(help="Folder for photos.json and photos.png.")],
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="A checkpoint, file or folder; default: what ships with the preset."),
-    ] = None,
-    preset: Annotated[
-        str, typer.Option(help="The network, where no checkpoint is named.")
-    ] = "atlas-lite",
-    packages: Annotated[
-        Path | None, typer.Option(help="Folder with the Debian packages, instead of apt.")
-    ] = None,
-    sounds: Annotated[int, typer.Option(min=1, help="Sounds that each category is played.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the sounds.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: its own choice.")] = 0,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    preset: str = "atlas-lite",
+    packages: Path | None = None,
+    sounds: int = 4,
+    seed: int = 0,
+    threads: int = 0,
 ) -> None:
-    """Score a network on photographs of whole scenes, with validation sounds of Open-AVS."""
+    """Score a network on photographs of whole scenes, with validation sounds of Open-AVS.
+
+    Args:
+        out: folder for ``photos.json`` and ``photos.png``.
+        weights: a checkpoint; None is what ships with the preset.
+        preset: the network, where no checkpoint is named.
+        packages: folder with the Debian packages; None asks apt.
+        sounds: how many each category is played.
+        seed: of the sounds.
+        threads: of torch; 0 leaves torch's choice.
+
+    Raises:
+        PackageError: a package cannot be had.
+        ContentError: content is not what is pinned.
+        WeightsError: the weights cannot be read.
+    """
     if threads:
         torch.set_num_threads(threads)
     console = Console(soft_wrap=True)
@@ -352,12 +358,3 @@ def _table(trials: Sequence[Trial], result: Mapping[str, object]) -> Table:
     middle = f"{_mean(t.middle for t in trials):.3f}"
     table.add_row("(the middle)", f"{_mean(t.centre for t in trials):.3f}", "", middle, "", "")
     return table
-
-
-def main() -> None:
-    """`python -m atlasd.tools.photocheck`."""
-    typer.run(photocheck)
-
-
-if __name__ == "__main__":
-    main()

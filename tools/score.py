@@ -143,7 +143,12 @@ def _told(
 
 
 def interval(
-    values: Sequence[float], groups: Sequence[str], *, draws: int = 1000, seed: int = 0
+    values: Sequence[float],
+    groups: Sequence[str],
+    *,
+    weights: Sequence[float] | None = None,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """A 95 % interval of a mean, bootstrapped over groups.
 
@@ -152,6 +157,7 @@ def interval(
     Args:
         values: (N,).
         groups: the group of each.
+        weights: of each in the mean; None weighs all alike.
         draws: bootstrap samples.
         seed: of the draws.
 
@@ -159,8 +165,10 @@ def interval(
         The 2.5th and the 97.5th percentile of the mean.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.bincount(index, weights=np.asarray(values, np.float64), minlength=len(names))
-    counts = np.bincount(index, minlength=len(names)).astype(np.float64)
+    weight = np.ones(len(index)) if weights is None else np.asarray(weights, np.float64)
+    summed = weight * np.asarray(values, np.float64)
+    sums = np.bincount(index, weights=summed, minlength=len(names))
+    counts = np.bincount(index, weights=weight, minlength=len(names))
     picked = np.random.default_rng(seed).integers(0, len(names), (draws, len(names)))
     means = sums[picked].sum(axis=1) / counts[picked].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
