@@ -30,7 +30,7 @@ from .augmentation import draw_view, mixed, spliced, varied_colours, varied_mel
 from .soundfeed import cut_over
 from .voices import Scene, Voice, segment_each
 
-FEATURE_DROPOUT = 0.5
+FEATURE_DROPOUT = 0.3
 """Share of the audio features' channels that a sound lacks in a batch.
 
 The encoder knows its few training recordings too well: without this, masks of sounds that nobody

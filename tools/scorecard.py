@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from rich.table import Table
 
 from ..model.atlas import Atlas
 from ..model.presets import build, load
-from ..streams.avsbench import Entry, Split
+from ..streams.avsbench import AVSBench, Entry, Split
+from ..streams.avslayout import find_subset
 from . import probe
 from .score import report
-from .trainoptions import read_entries
+from .trainoptions import TrainError
 
 
 def score_masks(
@@ -53,7 +54,7 @@ def score_masks(
     for column in ("clips", "J", "J object", "silent", "other's", "F", "swaps", "quiet"):
         table.add_column(column, justify="right", no_wrap=True)
     results: dict[str, dict[str, Any]] = {}
-    for name, entries in _groups(read_entries([data], split), split).items():
+    for name, entries in _groups(data, split).items():
         results[name] = dict(report(network, entries))
         table.add_row(name, str(len(entries)), *_cells(results[name]))
     table.caption = (
@@ -127,18 +128,23 @@ def _network(weights: Path | None, preset: str) -> Atlas:
     return build(preset) if weights is None else load(weights)
 
 
-def _groups(subsets: Sequence[Sequence[Entry]], split: Split) -> dict[str, list[Entry]]:
+def _groups(data: Path, split: Split) -> dict[str, list[Entry]]:
+    """Clips by subset and split; of ``test`` those with unseen cut-outs apart, where there are."""
+    splits: list[Split] = ["test", "test_novel"] if split == "test" else [split]
     groups: dict[str, list[Entry]] = {}
-    for entries in subsets:
-        for entry in entries:
-            name = f"{entry.folder.subset} {split}{'_novel' * bool(entry.row.novel)}"
-            groups.setdefault(name, []).append(entry)
+    for subset in ("s4", "ms3"):
+        if find_subset(data, subset) is None:
+            continue
+        found = AVSBench(data, subset, labels="all")
+        groups |= {f"{subset} {name}": clips for name in splits if (clips := found.clips(name))}
+    if not groups:
+        raise TrainError(f"no {split} clips in {data}")
     return groups
 
 
 def _table(title: str, first: str) -> Table:
     """A table that fits 80 columns."""
-    table = Table(title=title, box=None, padding=(0, 2, 0, 0))
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0))
     table.add_column(first, no_wrap=True)
     return table
 
