@@ -8,6 +8,8 @@ subscriber has missed anything.
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
@@ -26,6 +28,8 @@ SEND_SLICE_MS: Final = 50
 _SEND_BUFFER_BYTES = 1 << 18
 _MAX_INBOUND_BYTES = 4096
 _HANDSHAKE_MS = 5000
+_TERM_GRACE_S = 2.0
+_logger = logging.getLogger(__name__)
 
 
 class Outlet:
@@ -78,10 +82,19 @@ class Outlet:
                 yield request[0] == 1, request[1:]
 
     def close(self, linger_ms: int) -> None:
-        """Free the address; what is on its way has `linger_ms` to arrive."""
+        """Free the address; what is on its way has `linger_ms` to arrive.
+
+        libzmq has been seen never to come back from ending a context, long after the time to
+        linger, where a peer had sent nonsense; so the end is awaited for a while only.
+        """
         self.socket.close(linger=linger_ms)
-        if self._own_context:
-            self._context.term()
+        if not self._own_context:
+            return
+        end = threading.Thread(target=self._context.term, name="atlasd-bus-end", daemon=True)
+        end.start()
+        end.join(linger_ms / 1000 + _TERM_GRACE_S)
+        if end.is_alive():
+            _logger.warning("ZeroMQ does not end its context; it is left behind")
 
 
 class Subscriptions:

@@ -294,9 +294,7 @@ def test_the_program_writes_numbers_and_a_contact_sheet(tmp_path, shelf, sounds,
     voices = [take("dog", 300), take("cow", 150), take("frog", 2000)]
     monkeypatch.setattr(photocheck.photos, "load", lambda: listings)
     monkeypatch.setattr(photocheck, "read_voices", lambda _packages: voices)
-    photocheck.photocheck(
-        tmp_path / "out", None, "tiny", tmp_path / "packages", sounds=1, seed=0, threads=0
-    )
+    photocheck.photocheck(tmp_path / "out", preset="tiny", packages=tmp_path / "packages", sounds=1)
     result = json.loads((tmp_path / "out/photos.json").read_text(), parse_constant=pytest.fail)
     assert result["photos"] == 2
     assert set(result["categories"]) == {"dog", "cow"}

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import zmq
+from atlasd.daemon import outlet
 from atlasd.daemon.endpoints import EndpointError
 from atlasd.daemon.messages import Event, Hello, Mask, Preview, Status, topic, unpack
 from atlasd.daemon.publisher import Publisher, PublisherError
@@ -328,3 +329,15 @@ def test_garbage_from_a_subscriber_is_ignored(context):
         assert receive(subscriber, Mask).seq == 3
         odd.close()
         subscriber.close()
+
+
+def test_a_context_that_does_not_end_is_left_behind(monkeypatch, caplog):
+    """libzmq once hung in zmq_ctx_term; a socket left open makes it wait as long as one likes."""
+    monkeypatch.setattr(outlet, "_TERM_GRACE_S", 0.05)
+    open_end = outlet.Outlet("tcp://127.0.0.1:*", None)
+    left = open_end._context.socket(zmq.PUSH)
+    try:
+        open_end.close(linger_ms=0)
+        assert "does not end its context" in caplog.text
+    finally:
+        left.close(linger=0)
