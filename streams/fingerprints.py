@@ -10,6 +10,8 @@ spectrograms are very much alike; one at a speed farther off is not found.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import soxr
@@ -17,17 +19,20 @@ from numpy.typing import NDArray
 
 from .sounds import Sound
 
+_Wave = NDArray[np.floating]
+"""(n,) at 8 kHz."""
+
 _RATE_HZ = 8_000
 _STRETCH = _RATE_HZ
 _HOP = 128
 _BANDS = 16
 _FRAMES = _STRETCH // _HOP + 1
-_WORTH = 0.75
+_WORTH = 0.6
 """From this cosine of spectrograms on the waves are compared, those of the likeliest few."""
-_FEW = 6
-_ALIKE = 0.9
+_FEW = 8
+_ALIKE = 0.92
 """From this cosine of spectrograms on the waves are compared at other speeds too."""
-_SPEEDS = 1 + np.arange(-25, 26) * 4e-4
+_SPEEDS = [1 + step * 4e-4 for step in range(-25, 26)]
 _FAINT = 0.03
 """What is below this share of the loudest level says nothing."""
 
@@ -40,10 +45,11 @@ class Fingerprints:
     """
 
     def __init__(self, sounds: Mapping[str, tuple[Sound, int]]) -> None:
-        self._known = [_Known(name, _lifted(*sound)) for name, sound in sounds.items()]
+        self._names = list(sounds)
+        self._waves = [_lifted(*sound) for sound in sounds.values()]
         gap = np.repeat(_frames(np.zeros(_HOP, np.float32))[:1], _FRAMES, axis=0)
-        spaced = [np.concatenate([gap, _frames(known.wave)]) for known in self._known]
-        self._starts = np.cumsum([0, *map(len, spaced)])[:-1]
+        spaced = [np.concatenate([gap, _frames(wave)]) for wave in self._waves]
+        self._starts = np.cumsum([0, *map(len, spaced)])
         self._frames = np.concatenate([*spaced, gap])
         self._sums = _summed(self._frames.sum(axis=1))
         self._squares = _summed((self._frames**2).sum(axis=1))
@@ -59,72 +65,112 @@ class Fingerprints:
             Its name, and a cosine in [0, 1]: 1 is the same wave; 0, and no name, where not even
             a spectrogram is alike.
         """
-        pairs = [
-            (likeness, known, stretch)
-            for stretch in _stretches(_lifted(samples, sample_rate_hz))
-            for likeness, known in self._likely(stretch)
-        ]
-        cosines = [(known.cosine(stretch), known.name) for _, known, stretch in pairs]
-        likeness, known, stretch = max(pairs, key=lambda pair: pair[0], default=(0.0, None, None))
-        if known is not None and stretch is not None and likeness >= _ALIKE:
-            # Half a stretch, over which waves at nearly one speed do not yet drift apart.
-            half = stretch[len(stretch) // 4 : -len(stretch) // 4]
-            others = (soxr.resample(half, _RATE_HZ, _RATE_HZ * speed) for speed in _SPEEDS)
-            cosines += [(known.cosine(other), known.name) for other in others]
-        cosine, name = max(cosines, default=(0.0, ""))
-        return name, cosine
+        if not self._names:
+            return "", 0.0
+        wave = _lifted(samples, sample_rate_hz)
+        matches = [match for part in _stretches(wave) for match in self._likely(part)]
+        cosines = [(match.cosine(), match.owner) for match in matches]
+        likeliest = max(matches, key=lambda match: match.likeness, default=None)
+        if likeliest is not None and likeliest.likeness >= _ALIKE:
+            cosines.append((likeliest.cosine_at_other_speeds(), likeliest.owner))
+        cosine, owner = max(cosines, default=(0.0, -1))
+        return (self._names[owner] if cosine else ""), cosine
 
-    def _likely(self, stretch: Sound) -> Iterator[tuple[float, _Known]]:
+    def _likely(self, stretch: Sound) -> Iterator[_Match]:
         """Iterate over what is worth a closer look, and all that is shorter than the stretch."""
-        likeness = self._likeness(_frames(stretch)).tolist()
-        worth = sorted(likeness, reverse=True)[:_FEW][-1:] or [0.0]
-        for index, known in enumerate(self._known):
-            if likeness[index] >= max(_WORTH, *worth) or len(known.wave) < len(stretch):
-                yield likeness[index], known
+        cosines = self._cosines(_frames(stretch))
+        at = [int(cosines[a:b].argmax()) for a, b in pairwise(self._starts)]
+        likeness = [float(cosines[a + i]) for a, i in zip(self._starts, at, strict=False)]
+        worth = max(_WORTH, sorted(likeness, reverse=True)[:_FEW][-1])
+        for owner, wave in enumerate(self._waves):
+            if len(wave) < len(stretch):
+                yield _Match(owner, likeness[owner], stretch, wave, None)
+            elif likeness[owner] >= worth:
+                shift = (at[owner] - _FRAMES) * _HOP
+                yield _Match(owner, likeness[owner], stretch, wave, shift)
 
-    def _likeness(self, frames: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Slide a spectrogram over all known ones: the best cosine with each, (sounds,)."""
-        if not self._known:
-            return np.empty(0)
+    def _cosines(self, frames: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Slide a spectrogram over all known ones: the cosine at every shift."""
         n, size = len(frames), frames.size
         centred = frames - frames.mean()
-        products = np.ascontiguousarray(self._frames @ centred.T)
-        along, across = products.strides
-        # Row f of this view is what frames f, f + 1, ... give with frames 0, 1, ... of the other.
-        shifted = np.lib.stride_tricks.as_strided(
-            products, (len(products) - n + 1, n), (along, along + across)
-        )
+        products = centred @ self._frames.T
+        shifts = len(self._frames) - n + 1
+        overlap = np.zeros(shifts, np.float32)
+        for i in range(n):
+            overlap += products[i, i : i + shifts]
         spread = self._squares[n:] - self._squares[:-n]
         spread -= (self._sums[n:] - self._sums[:-n]) ** 2 / size
-        norm = np.sqrt(np.maximum(spread, 1)) * max(1.0, float(np.linalg.norm(centred)))
-        return np.maximum.reduceat(shifted.sum(axis=1) / norm, self._starts)
+        return overlap / np.sqrt(np.maximum(spread, 1)) / max(1.0, float(np.linalg.norm(centred)))
 
 
-class _Known:
-    """A known wave, ready to have others slid over it."""
+class _Match(NamedTuple):
+    """Where a stretch may lie on a known wave.
 
-    def __init__(self, name: str, wave: Sound) -> None:
-        self.name, self.wave = name, wave
-        self._size = 1 << (len(wave) + _STRETCH).bit_length()
-        self._spectrum = np.fft.rfft(wave, self._size)
+    Attributes:
+        owner: number of the known sound.
+        likeness: cosine of the spectrograms there.
+        stretch: the stretch.
+        wave: the known wave.
+        shift: sample of the wave where the stretch begins, good to a frame or two, negative if it
+            begins earlier; None means anywhere.
+    """
 
-    def cosine(self, stretch: Sound) -> float:
-        """Slide the shorter wave over the longer one: the best cosine, of either sign."""
-        spectrum = self._spectrum * np.conj(np.fft.rfft(stretch, self._size))
-        n, m = len(self.wave), len(stretch)
-        # At half samples too: between two samples the highest frequencies would cancel out.
-        overlap = 2 * np.abs(np.fft.irfft(spectrum, 2 * self._size)).reshape(-1, 2).max(axis=1)
-        if n >= m:
-            overlap, short, long = overlap[: n - m + 1], stretch, self.wave
-        else:
-            overlap = np.roll(overlap, m - n)[: m - n + 1][::-1]
-            short, long = self.wave, stretch
-        energy = _summed(long.astype(np.float64) ** 2)
-        under = energy[len(short) :] - energy[: len(energy) - len(short)]
-        # Where next to nothing lies under the shorter wave a cosine means nothing.
-        floor = max(1e-9, _FAINT**2 * float(under.max()))
-        norm = np.sqrt(np.maximum(under, floor)) * max(1e-9, float(np.linalg.norm(short)))
-        return float(min(1.0, (overlap / norm).max()))
+    owner: int
+    likeness: float
+    stretch: Sound
+    wave: Sound
+    shift: int | None
+
+    def cosine(self) -> float:
+        """Compare the waves about that place."""
+        return _cosine(self.stretch, self._under(self.shift, len(self.stretch)))
+
+    def cosine_at_other_speeds(self) -> float:
+        """Compare them about that place, played at each of `_SPEEDS`: the best cosine.
+
+        Half a stretch is compared: over it waves of nearly one speed do not yet drift apart.
+        """
+        quarter = len(self.stretch) // 4
+        fine = soxr.resample(self.stretch, 1, 4)[4 * quarter : -4 * quarter or None]
+        shift = None if self.shift is None else self.shift + quarter
+        under = self._under(shift, len(fine) // 4)
+        index = np.arange(len(fine))
+        return max(
+            _cosine(np.interp(np.arange(0, len(fine) - 1, 4 * speed), index, fine), under)
+            for speed in _SPEEDS
+        )
+
+    def _under(self, shift: int | None, n: int) -> Sound:
+        """Cut out of the known wave what lies under n samples, so that one can slide a little.
+
+        Where the wave reaches over both ends it is cut longer than n, else shorter. Nothing where
+        the two share less than half of the shorter one, which could agree by chance.
+        """
+        if shift is None:
+            return self.wave
+        slack, end = 2 * _HOP, shift + n
+        first = max(0, shift - slack if end <= len(self.wave) else shift + slack)
+        last = end + slack if shift >= 0 else end - slack
+        shared = min(last, len(self.wave)) - first
+        return self.wave[first : last if 2 * shared >= min(n, len(self.wave)) else first]
+
+
+def _cosine(one: _Wave, two: _Wave) -> float:
+    """Slide the shorter wave over the longer one: the best cosine, of either sign."""
+    short, long = sorted((one, two), key=len)
+    if not len(short):
+        return 0.0
+    size = len(long) + -len(long) % 512
+    spectrum = np.fft.rfft(long, size) * np.conj(np.fft.rfft(short, size))
+    # At half samples too: between two samples the highest frequencies would cancel out.
+    finer = 2 * np.abs(np.fft.irfft(spectrum, 2 * size))
+    overlap = np.maximum(finer[::2], finer[1::2])
+    energy = _summed(long**2)
+    under = energy[len(short) :] - energy[: len(energy) - len(short)]
+    # Where next to nothing lies under the shorter wave a cosine means nothing.
+    floor = max(1e-9, _FAINT**2 * float(under.max()))
+    norm = np.sqrt(np.maximum(under, floor)) * max(1e-9, float(np.linalg.norm(short)))
+    return float(min(1.0, (overlap[: len(under)] / norm).max()))
 
 
 def _stretches(wave: Sound) -> Iterator[Sound]:
