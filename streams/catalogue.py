@@ -34,6 +34,9 @@ CATEGORIES = (
 )  # fmt: skip
 """The 23 things that sound, in the order of their class numbers."""
 
+SOUND_KINDS: tuple[Kind, ...] = ("sound", "gm_program", "soundfont", "patch")
+"""The kinds that something sounds from."""
+
 RELEASES = ("Debian 12",)
 """The releases whose packages hold exactly the pinned content."""
 

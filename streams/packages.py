@@ -388,6 +388,7 @@ def each_entry(data: bytes, path: str, suffixes: tuple[str, ...]) -> Iterator[tu
             for inner in sorted(archive.namelist()):
                 if inner.lower().endswith(suffixes):
                     yield f"{path}!{inner}", archive.read(inner)
+    # zipfile raises RuntimeError for an encrypted entry, NotImplementedError for an unknown coder.
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise PackageError(f"{path} is a damaged or unknown zip archive: {error}") from error
 

@@ -159,7 +159,7 @@ def test_a_pool_keeps_what_the_teacher_says_of_each_window_as_it_sounds():
     assert (made.hints[:, 1] == 0).all()
 
 
-def test_two_recordings_at_once_keep_within_full_scale_and_both_are_tagged():
+def test_windows_keep_within_full_scale_and_both_recordings_of_a_mix_are_tagged():
     loud = [Labeled(0.9 * np.sign(tone(hz)), (name,)) for hz, name in ((200, "low"), (3e3, "high"))]
     heard = []
 
@@ -172,6 +172,7 @@ def test_two_recordings_at_once_keep_within_full_scale_and_both_are_tagged():
         sample_rate_hz=RATE, seed=0, teacher=teacher,
     )  # fmt: skip
     assert made.known.all()
+    assert max(heard) == pytest.approx(1.0)  # rooms and sums would be louder
     # A quarter are mixed, half of these of both kinds.
     assert (made.tags.sum(dim=1) == 2).float().mean() == pytest.approx(1 / 8, abs=0.07)
 

@@ -113,8 +113,7 @@ def _clips(subsets: Sequence[Sequence[Entry]], rate_hz: int) -> list[Labeled]:
 
 def _takes(packages: Path, rate_hz: int, seed: int) -> list[Labeled]:
     """Open-AVS's training sounds, before any clip is composed of them."""
-    kinds = ("sound", "gm_program", "soundfont")
-    items = [i for i in catalogue.load() if i.kind in kinds and "train" in i.splits]
+    items = [i for i in catalogue.load() if i.kind in catalogue.SOUND_KINDS and "train" in i.splits]
     found = obtain(catalogue.wanted(items), packages)
     takes = training_takes(items, found, sample_rate_hz=rate_hz, seed=seed)
     return [Labeled(take.samples, (take.category,)) for take in takes]

@@ -33,14 +33,13 @@ from ..streams.photos import Box, Photo
 from ..streams.sounds import Source, mixed, perform, read_sources
 from .boxscore import Measures, measured, rectangle_iou, region_of
 from .overlay import TRUTH, blend, contact_sheet
-from .score import interval
+from .score import interval, nulls
 from .voices import segment_each
 
 Heard = Literal["own", "none", "other"]
 HEARD: tuple[Heard, ...] = ("own", "none", "other")
 
 _PERFORMED_HZ = 16_000
-_SOUND_KINDS = ("sound", "gm_program", "patch", "soundfont")
 _CELL_PX = (320, 240)
 _MIDDLE = Box(0.5 - 0.5**1.5, 0.5 - 0.5**1.5, 0.5 + 0.5**1.5, 0.5 + 0.5**1.5)
 
@@ -287,7 +286,9 @@ def read_voices(packages: Path | None = None) -> list[Source]:
         ContentError: a sound is not the one that is pinned.
     """
     items = [
-        item for item in catalogue.load() if "val" in item.splits and item.kind in _SOUND_KINDS
+        item
+        for item in catalogue.load()
+        if "val" in item.splits and item.kind in catalogue.SOUND_KINDS
     ]
     found = obtain(catalogue.wanted(items), packages)
     catalogue.verified(items, found)
@@ -331,19 +332,10 @@ def photocheck(
         trials = check(network, pictures, voices, seed=seed)
     result = summary(trials)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "photos.json").write_text(json.dumps(_nulls(result), indent=2) + "\n", encoding="utf-8")
+    (out / "photos.json").write_text(json.dumps(nulls(result), indent=2) + "\n", encoding="utf-8")
     draw(pictures, trials).save(out / "photos.png")
     console.print(_table(trials, result))
     console.print(f"{out / 'photos.json'}, {out / 'photos.png'}")
-
-
-def _nulls(value: object) -> object:
-    """The value with None for each NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _nulls(part) for key, part in value.items()}
-    if isinstance(value, tuple):
-        return [_nulls(part) for part in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _table(trials: Sequence[Trial], result: Mapping[str, object]) -> Table:

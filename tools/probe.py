@@ -25,7 +25,7 @@ from ..streams.sounds import Sound, Take, read_sources
 from .score import interval
 
 PENALTY = 10.0
-"""Of the classifier's squared weights, against the sum over windows: scikit-learn's 1 / (2·C)·2."""
+"""λ of λ/2·‖W‖² against the windows' summed cross-entropies; scikit-learn's 1 / C."""
 
 _MELODIES, _MELODY_S = 4, 6.0
 _MOST_WINDOWS = 20
@@ -90,12 +90,10 @@ def hear(
     Raises:
         PackageError: a package cannot be had.
     """
-    rate_hz, n = (
-        network.preset.sample_rate_hz,
-        round(network.preset.window_s * network.preset.sample_rate_hz),
-    )
-    kinds = ("sound", "gm_program", "soundfont", "patch")
-    items = [item for item in items or catalogue.load() if item.kind in kinds]
+    rate_hz = network.preset.sample_rate_hz
+    n = round(network.preset.window_s * rate_hz)
+    items = catalogue.load() if items is None else items
+    items = [item for item in items if item.kind in catalogue.SOUND_KINDS]
     found = obtain(catalogue.wanted(items), packages)
     heard: list[Heard] = []
     for split in splits:

@@ -7,7 +7,7 @@ three times.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -173,6 +173,15 @@ def interval(
     means = sums[picked].sum(axis=1) / counts[picked].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def nulls(value: object) -> object:
+    """The value with None for each NaN, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: nulls(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [nulls(part) for part in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def report(network: Atlas, entries: Sequence[Entry]) -> dict[str, object]:

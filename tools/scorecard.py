@@ -17,7 +17,7 @@ from ..model.presets import build, load
 from ..streams.avsbench import AVSBench, Entry, Split
 from ..streams.avslayout import find_subset
 from . import probe
-from .score import report
+from .score import nulls, report
 from .trainoptions import TrainError
 
 
@@ -108,16 +108,15 @@ def score_sounds(
             both = [h for h in heard if h.split != "test"]
             task = bar.add_task("leaving one out", total=len(both))
             told["leave one out"] = probe.leave_one_out(both, lambda: bar.advance(task))
-    table = Table(title=f"{network.preset.name} {network.version}: linear probe of the sound")
-    for column in ("asked about", "recordings", "accuracy", "95 %", "weakest"):
-        table.add_column(
-            column, justify="left" if column in ("asked about", "weakest") else "right"
-        )
+    table = _table(f"{network.preset.name} {network.version}: linear probe", "asked about")
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("accuracy", justify="right", no_wrap=True)
+    table.add_column("weakest")
     for name, one in told.items():
         weakest = sorted(one.by_category.items(), key=lambda item: item[1])[:5]
         told_of = ", ".join(f"{category} {share:.2f}" for category, share in weakest)
-        spread = f"{one.low:.2f}-{one.high:.2f}"
-        table.add_row(name, str(one.recordings), f"{one.accuracy:.3f}", spread, told_of)
+        accuracy = _with_interval(one.accuracy, (one.low, one.high))
+        table.add_row(name, str(one.recordings), accuracy, told_of)
     console.print(table)
     named = {name: asdict(one) for name, one in told.items()}
     _write(json_path, {"version": network.version, "results": named})
@@ -168,4 +167,4 @@ def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
 def _write(path: Path | None, content: Mapping[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(nulls(content), indent=2) + "\n", encoding="utf-8")

@@ -150,6 +150,7 @@ def make_pool(
             heard = (*heard, order[int(rng.integers(windows))])
             other = _audible_window(heard[1].samples, rng, window_samples, sample_rate_hz)
             wave = _added(wave, other, float(rng.uniform(-10, 10)))
+        wave = wave / np.float32(max(1.0, float(np.abs(wave).max())))  # rooms and sums overshoot
         return _Window(wave, heard, teacher(wave, sample_rate_hz) if teacher else None)
 
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
@@ -191,10 +192,10 @@ def _order(
 def _added(
     wave: NDArray[np.float32], other: NDArray[np.float32], gain_db: float
 ) -> NDArray[np.float32]:
-    """Add a sound at a level relative to the first one's; full scale is kept."""
+    """Add a sound at a level relative to the first one's."""
     one, two = (float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for x in (wave, other))
-    total = wave + other * np.float32(one / max(two, 1e-6) * 10 ** (gain_db / 20))
-    return (total / max(1.0, float(np.abs(total).max()))).astype(np.float32)
+    gain = one / max(two, 1e-6) * 10 ** (gain_db / 20)
+    return (wave + gain * other).astype(np.float32)
 
 
 def _lessons(taught: Sequence[Taught], windows: int) -> tuple[Tensor, Tensor]:

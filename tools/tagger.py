@@ -64,7 +64,8 @@ class Yamnet:
         pooled = [d for d in model.get_tensor_details() if "global_average_pool" in d["name"]]
         if not pooled:
             raise TeacherError(f"{path} has no global average pool; YAMNet has one")
-        self._embedding = int(pooled[-1]["index"])
+        # Constants of the operation share its name; its result is the largest.
+        self._embedding = int(max(pooled, key=lambda d: int(np.prod(d["shape"])))["index"])
 
     def __call__(self, samples: NDArray[np.float32], sample_rate_hz: int) -> Taught:
         """What it says of the end of a window, float32 (n,) mono."""
