@@ -14,6 +14,7 @@ from wire import (
     Reader,
     a_hello,
     a_mask,
+    await_masks,
     await_subscribers,
     picture,
     raw_subscriber,
@@ -142,6 +143,7 @@ def test_a_late_joiner_gets_the_hello_and_status_at_once(context):
         publisher.publish(a_hello(classes=("dog",)))
         publisher.publish(a_mask(0))
         publisher.publish(a_mask(1))
+        await_masks(publisher, 2)
         for _ in range(2):
             joiner = raw_subscriber(context, publisher.endpoint, topic("h", "main"))
             assert receive(joiner, Hello).classes == ("dog",)

@@ -187,3 +187,11 @@ def await_subscribers(publisher, count):
     while publisher.stats().subscribers != count:
         assert time.monotonic() < deadline, publisher.stats()
         time.sleep(0.002)
+
+
+def await_masks(publisher, count):
+    """Wait until the bus has handled so many masks; it takes one from its queue at a time."""
+    deadline = time.monotonic() + PATIENCE_S
+    while publisher.stats().sent.get("m", 0) < count:
+        assert time.monotonic() < deadline, publisher.stats()
+        time.sleep(0.001)
