@@ -51,7 +51,8 @@ class Item:
 
     Attributes:
         category: what sounds; empty for backgrounds, soundfonts and silent things.
-        splits: the splits that may use it.
+        splits: the splits that may use it. Clips of ``test`` show the cut-outs of ``train``; those
+            of ``extra`` appear in training clips only.
         kind: how it is read.
         package: Debian package; empty for a ``gm_program``.
         path: file inside it (``bundle.rcc!entry`` inside a resource bundle), or for a

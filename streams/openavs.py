@@ -127,7 +127,8 @@ def read_materials(
 ) -> Materials:
     """Decode all pictures and sounds of the catalogue."""
     pictures = [item for item in items if item.kind.startswith("image")]
-    cutouts: dict[str, dict[str, list[Cutout]]] = {"train": {}, "val": {}, "novel": {}}
+    pools = ("train", "val", "novel", "extra")
+    cutouts: dict[str, dict[str, list[Cutout]]] = {pool: {} for pool in pools}
     for done, item in enumerate(pictures):
         progress("pictures", done, len(pictures))
         pool = {"test": "novel"}.get(item.splits[0], item.splits[0])
@@ -137,6 +138,8 @@ def read_materials(
     progress("pictures", len(pictures), len(pictures))
     cutouts["val"] = {**cutouts["train"], **cutouts["val"]}
     cutouts["test"] = cutouts["train"]
+    extra = cutouts.pop("extra")
+    cutouts["train"] = {name: own + extra.get(name, []) for name, own in cutouts["train"].items()}
     silent: dict[str, list[Cutout]] = {"train": [], "val": [], "test": []}
     backgrounds: dict[str, list[Background]] = {"train": [], "val": [], "test": []}
     for item in items:

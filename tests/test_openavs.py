@@ -286,6 +286,24 @@ def test_what_stands_in_front_tells_nothing_of_what_sounds(small):
     assert all(abs(front[at] / n - 1 / 3) < 4 * (2 / 9 / n) ** 0.5 for at in range(3)), front
 
 
+def test_extra_cutouts_are_shown_in_training_clips_alone(small):
+    items = load(small["catalogue"])
+    more = replace(next(i for i in items if i.splits == ("test",)), splits=("extra",))
+    found = obtain(wanted(items), small["packages"], cache=small["cache"])
+    plain, extended = (
+        openavs.read_materials(rows, found).cutouts for rows in (items, (*items, more))
+    )
+    names = {
+        pool: [cutout.name for cutout in extended[pool][more.category]]
+        for pool in ("train", "val", "test", "novel")
+    }
+    assert len(names["train"]) == len(plain["train"][more.category]) + 1
+    assert names["train"][-1] == more.key
+    for pool in ("val", "test", "novel"):
+        assert names[pool] == [cutout.name for cutout in plain[pool][more.category]]
+    assert set(extended) == {"train", "val", "test", "novel"}
+
+
 def test_two_builds_are_equal_in_every_byte_whatever_the_number_of_workers(whole, tmp_path):
     one, content, _ = whole
     two = build(tmp_path / "two", "ci", workers=2, **content)
