@@ -7,9 +7,9 @@ its order: visual encoder, audio encoder, conditioning, fusion, decoder, class h
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,15 @@ from .pretrained import PublishedFile, WeightsError
 from .visual import CnnEncoder, VitEncoder
 
 UNTRAINED = "untrained"
+
+VARIABLE: dict[str, Sequence[int]] = {
+    "image_px": range(64, 1025, 32),
+    "lora_rank": range(65),
+    "heads": (1, 2, 4, 8),
+    "conditioning": (0, 1),
+    "skips": (0, 1),
+}
+"""What `Preset.vary` can change, and to what."""
 
 
 class Output(NamedTuple):
@@ -43,7 +52,7 @@ class Preset:
 
     Attributes:
         name: what users call it.
-        visual: makes the visual encoder, with random weights.
+        visual: makes the visual encoder, with random weights and LoRA of the rank that it is given.
         audio: makes the audio encoder, with random weights.
         backbone_file: the published weights of the visual backbone; None: there are none.
         audio_file: the published weights of the audio encoder; None: they ship with the network.
@@ -56,10 +65,14 @@ class Preset:
         heads: attention heads of the fusion.
         hidden_dim: of the conditioning's MLP.
         decoder_widths: channels of the decoder at strides 16, 8 and 4.
+        lora_rank: r of each pair; 0: the backbone stays as it is.
+        conditioning: whether sound modulates the visual tokens before the fusion.
+        skips: whether the decoder sees the visual encoder's earlier maps.
+        varied: what `vary` changed, by name.
     """
 
     name: str
-    visual: Callable[[], VitEncoder | CnnEncoder]
+    visual: Callable[[int], VitEncoder | CnnEncoder]
     audio: Callable[[], Cnn14 | AudioCnn]
     backbone_file: PublishedFile | None = None
     audio_file: PublishedFile | None = None
@@ -72,11 +85,40 @@ class Preset:
     heads: int = 1
     hidden_dim: int = 256
     decoder_widths: tuple[int, int, int] = (128, 64, 32)
+    lora_rank: int = 8
+    conditioning: bool = True
+    skips: bool = True
+    varied: tuple[tuple[str, int], ...] = ()
 
     @property
     def sample_rate_hz(self) -> int:
         """Rate of the sound that the network takes."""
         return self.front_end.sample_rate_hz
+
+    def vary(self, changes: Mapping[str, int]) -> Preset:
+        """The same network with something else in it: what ablations compare.
+
+        Args:
+            changes: values by name, of `VARIABLE`; what is on or off is 1 or 0.
+
+        Raises:
+            ValueError: a name is unknown or a value out of its bounds.
+        """
+        fields: dict[str, Any] = {}
+        for name, value in changes.items():
+            if name not in VARIABLE:
+                raise ValueError(f"{name!r} cannot be varied; {', '.join(VARIABLE)} can")
+            allowed = VARIABLE[name]
+            if value not in allowed:
+                among = (
+                    f"one of {', '.join(map(str, allowed))}"
+                    if len(allowed) < 5
+                    else f"{allowed[0]} to {allowed[-1]} in steps of {allowed[1] - allowed[0]}"
+                )
+                raise ValueError(f"{name} is {value}; it must be {among}")
+            fields[name] = type(getattr(self, name))(value)
+        varied = tuple(sorted((dict(self.varied) | dict(changes)).items()))
+        return replace(self, **fields, varied=varied)
 
 
 class Atlas(nn.Module):
@@ -101,12 +143,17 @@ class Atlas(nn.Module):
         self.trained = False
         self.published: frozenset[str] = frozenset()
         self.log_mel = LogMel(preset.front_end)
-        self.visual = preset.visual()
+        self.visual = preset.visual(preset.lora_rank)
         self.audio = preset.audio().requires_grad_(requires_grad=False)
         dim = self.visual.token_dim
-        self.conditioning = Conditioning(self.audio.embedding_dim, dim, preset.hidden_dim)
+        self.conditioning = (
+            Conditioning(self.audio.embedding_dim, dim, preset.hidden_dim)
+            if preset.conditioning
+            else None
+        )
         self.fusion = Fusion(self.audio.token_dim, dim, preset.heads)
-        self.decoder = Decoder(dim, preset.decoder_widths, self.visual.skip_dims)
+        skip_dims = self.visual.skip_dims if preset.skips else ()
+        self.decoder = Decoder(dim, preset.decoder_widths, skip_dims)
         self.head = ClassHead(dim, len(preset.categories)) if preset.categories else None
         for name, parameter in self.visual.backbone.named_parameters():
             parameter.requires_grad_(".lora_" in name)
@@ -154,9 +201,22 @@ class Atlas(nn.Module):
         return self.forward_features(frames, self.encode_audio(log_mel))
 
     def forward_features(self, frames: Tensor, audio: AudioFeatures) -> Output:
-        """`forward` with sound that is encoded already."""
+        """`forward` with sound that is encoded already.
+
+        Args:
+            frames: (B, 3, H, W), as `normalise` gives them.
+            audio: features of B·K sounds, the K of each picture one after the other.
+
+        Returns:
+            Mask logits (B·K, H, W) and class logits (B·K, C) or None.
+        """
         tokens, skips = self.visual(frames)
-        tokens = self.conditioning(tokens, audio.embedding)
+        K = len(audio.embedding) // len(frames)
+        if K > 1:
+            tokens = tokens.repeat_interleave(K, dim=0)
+            skips = tuple(skip.repeat_interleave(K, dim=0) for skip in skips)
+        if self.conditioning is not None:
+            tokens = self.conditioning(tokens, audio.embedding)
         fused = self.fusion(tokens, audio.tokens)  # (B, h, w, D)
         masks = self.decoder(fused, skips, frames.shape[-2:])
         return Output(masks, self.head(fused) if self.head is not None else None)

@@ -41,6 +41,7 @@ class Manifest(BaseModel):
         step: steps of training so far.
         trained: whether the decoder was trained.
         categories: names of the class head's outputs, in order.
+        varied: what is other than in the preset, by name.
         metrics: results on validation data.
         notes: whatever else is to be known: data, seeds, command.
         base_hash: SHA-256 of the backbone's tensors, which the weights belong to.
@@ -58,6 +59,7 @@ class Manifest(BaseModel):
     step: int = Field(default=0, ge=0)
     trained: bool
     categories: list[str] = []
+    varied: dict[str, int] = {}
     metrics: dict[str, float] = {}
     notes: dict[str, str] = {}
     base_hash: str
@@ -108,6 +110,7 @@ def save(
         step=step,
         trained=network.trained,
         categories=list(network.preset.categories),
+        varied=dict(network.preset.varied),
         metrics=dict(metrics or {}),
         notes=dict(notes or {}),
         base_hash=tensor_hash(base_state(network.visual.backbone)),

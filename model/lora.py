@@ -102,7 +102,7 @@ def inject(root: nn.Module, targets: str, rank: int, alpha: float) -> list[str]:
     Args:
         root: the network to change in place; it must not be wrapped yet.
         targets: regular expression that a module's whole path matches.
-        rank: r.
+        rank: r; 0 wraps nothing.
         alpha: the scale is alpha / r.
 
     Returns:
@@ -111,6 +111,8 @@ def inject(root: nn.Module, targets: str, rank: int, alpha: float) -> list[str]:
     Raises:
         ValueError: nothing matches, or something that is neither linear nor a 1x1 convolution.
     """
+    if rank == 0:
+        return []
     paths = [name for name, _ in root.named_modules() if re.fullmatch(targets, name)]
     if not paths:
         raise ValueError(f"LoRA targets {targets!r} match no module of {type(root).__name__}")

@@ -74,7 +74,13 @@ def mask_loss(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
 
 
 def total_loss(
-    out: Prediction, masks: Tensor, valid: Tensor, labels: Tensor | None = None
+    out: Prediction,
+    masks: Tensor,
+    valid: Tensor,
+    labels: Tensor | None = None,
+    *,
+    dice_weight: float = 1.0,
+    class_weight: float = CLASS_WEIGHT,
 ) -> dict[str, Tensor]:
     """The loss of a batch and its terms.
 
@@ -84,14 +90,16 @@ def total_loss(
         valid: bool (B,), which frames have a mask.
         labels: int64 (B,), the class of each frame, `NO_LABEL` where it is not known; None where
             nothing is labelled. Ignored if the network has no class head.
+        dice_weight: of the Dice term.
+        class_weight: of the class term.
 
     Returns:
         Scalars by name: ``loss`` is to be differentiated; ``bce``, ``dice`` and, where classes
         were scored, ``ce`` are its unweighted terms.
     """
     bce, dice = mask_terms(out.mask_logits, masks, valid)
-    terms = {"loss": bce + dice, "bce": bce, "dice": dice}
+    terms = {"loss": bce + dice_weight * dice, "bce": bce, "dice": dice}
     if labels is not None and out.class_logits is not None and bool((labels != NO_LABEL).any()):
         terms["ce"] = F.cross_entropy(out.class_logits.float(), labels, ignore_index=NO_LABEL)
-        terms["loss"] = terms["loss"] + CLASS_WEIGHT * terms["ce"]
+        terms["loss"] = terms["loss"] + class_weight * terms["ce"]
     return terms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +72,7 @@ EFFICIENTNET_LITE0 = PackageFile(
 
 ATLAS = Preset(
     name="atlas",
-    visual=partial(VitEncoder, VIT, QUERY_AND_VALUE),
+    visual=lambda rank: VitEncoder(VIT, QUERY_AND_VALUE._replace(rank=rank)),
     audio=Cnn14,
     backbone_file=HubFile(f"timm/{VIT}"),
     audio_file=CNN14_32K,
@@ -85,7 +86,7 @@ ATLAS_16K = replace(ATLAS, name="atlas-16k", front_end=PANN_16K, audio_file=CNN1
 
 ATLAS_LITE = Preset(
     name="atlas-lite",
-    visual=lambda: CnnEncoder(efficientnet_lite0(), 192, POINTWISE),
+    visual=lambda rank: CnnEncoder(efficientnet_lite0(), 192, POINTWISE._replace(rank=rank)),
     audio=AudioCnn,
     backbone_file=EFFICIENTNET_LITE0,
     categories=OPEN_AVS_CATEGORIES,
@@ -94,7 +95,7 @@ ATLAS_LITE = Preset(
 
 TINY = Preset(
     name="tiny",
-    visual=lambda: CnnEncoder(tiny_efficientnet(), 16, POINTWISE),
+    visual=lambda rank: CnnEncoder(tiny_efficientnet(), 16, POINTWISE._replace(rank=rank)),
     audio=partial(AudioCnn, (8, 8, 16, 16), embedding_dim=16),
     image_px=64,
     hidden_dim=16,
@@ -114,6 +115,7 @@ def build(
     weights: Path | None = None,
     backbone_weights: Path | None = None,
     audio_weights: Path | None = None,
+    vary: Mapping[str, int] | None = None,
 ) -> Atlas:
     """Builds a network by name.
 
@@ -126,14 +128,17 @@ def build(
         weights: a checkpoint of this preset to take instead of the shipped one.
         backbone_weights: a file to take instead of fetching the backbone's published weights.
         audio_weights: likewise for the audio encoder; for `atlas-lite` a checkpoint.
+        vary: what is to be other than in the preset (see `Preset.vary`); where weights are taken,
+            they say it themselves.
 
     Returns:
         The network in `eval()`. `tiny` is always random and untrained.
 
     Raises:
+        ValueError: `vary` names something unknown or out of bounds.
         WeightsError: the preset is unknown, or weights are missing, broken or of something else.
     """
-    spec = _spec(preset)
+    spec = _spec(preset).vary(vary or {})
     if weights is None and trained and pretrained and spec.backbone_file is not None:
         weights = _shipped(spec)
     checkpoint = None if weights is None else checkpoints.read(weights)
@@ -192,7 +197,8 @@ def _assemble(
 ) -> Atlas:
     held = checkpoint.tensors if checkpoint is not None else {}
     if checkpoint is not None:
-        spec = replace(spec, categories=tuple(checkpoint.manifest.categories))
+        manifest = checkpoint.manifest
+        spec = replace(spec.vary(manifest.varied), categories=tuple(manifest.categories))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Atlas(spec)

@@ -137,6 +137,13 @@ def load(path: Path | None = None) -> tuple[Row, ...]:
         return tuple(Row(**row) for row in csv.DictReader(file))
 
 
+def spoken(sounds: Iterable[Excerpt], rows: Sequence[Row] | None = None) -> list[Excerpt]:
+    """Those in which people speak and nothing else: of packages that say so in ``what``."""
+    rows = load() if rows is None else rows
+    speak = {row.package for row in rows if row.what.startswith("spoken ")}
+    return [sound for sound in sounds if sound.name.partition(":")[0] in speak]
+
+
 def sounds(
     packages: Path | None,
     *,

@@ -57,6 +57,18 @@ def test_what_goes_out_comes_back(tmp_path, form):
     assert (read.metrics, read.notes) == ({"miou": 0.5}, {"data": "d"})
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_varied_network_comes_back_varied(tmp_path, form):
+    changes = {"image_px": 96, "lora_rank": 0, "heads": 2, "conditioning": 0, "skips": 0}
+    network = build("tiny", vary=changes)
+    network.trained = True
+    assert checkpoints.save(network, tmp_path / form).varied == changes
+    found = load(tmp_path / form)
+    assert found.preset.image_px == 96
+    assert found.conditioning is None
+    assert torch.equal(masks(found), masks(network))
+
+
 def test_equal_weights_have_equal_versions(tmp_path):
     one = checkpoints.save(trained(1), tmp_path / "a.safetensors")
     same = checkpoints.save(trained(1), tmp_path / "b.safetensors")

@@ -231,6 +231,15 @@ def test_the_validation_bank_is_never_used(folder):
     assert made.skipped == ()
 
 
+def test_packages_of_speech_are_known_by_what_they_are(folder):
+    rows = [replace(row("talk"), what="spoken tiles"), row("play")]
+    for seed, package in enumerate(("talk", "play"), 5):
+        make_deb(folder, package, files={"./usr/a.wav": wav(noise(seed))})
+    made = corpus_of(folder, {}, rows=rows)
+    assert [sound.name for sound in made.sounds] == ["play:/usr/a.wav", "talk:/usr/a.wav"]
+    assert [sound.name for sound in corpus.spoken(made.sounds, rows)] == ["talk:/usr/a.wav"]
+
+
 def test_files_are_left_out_by_a_part_of_their_path(folder):
     files = {"cat_desc_de.wav": wav(noise(2)), "cat.wav": wav(noise(3))}
     assert names(corpus_of(folder, files, rows=(row("game", "_desc_"),))) == ["cat.wav"]

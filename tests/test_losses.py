@@ -86,6 +86,17 @@ def test_classes_count_half_and_only_where_they_are_known():
     )
 
 
+def test_terms_weigh_what_they_are_told():
+    logits, masks = map(torch.from_numpy, batch())
+    scores, labels = torch.tensor([[2.0, 0.0]] * 4), torch.zeros(4, dtype=torch.int64)
+    terms = total_loss(
+        Out(logits, scores), masks, torch.ones(4, dtype=bool), labels,
+        dice_weight=0.25, class_weight=3.0,
+    )  # fmt: skip
+    expected = terms["bce"] + 0.25 * terms["dice"] + 3 * np.log1p(np.exp(-2.0))
+    assert float(terms["loss"]) == pytest.approx(float(expected), rel=1e-6)
+
+
 @pytest.mark.parametrize("labels", [None, torch.full((4,), NO_LABEL)])
 def test_without_labels_there_is_no_class_term(labels):
     logits, masks = map(torch.from_numpy, batch())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from atlasd.model.presets import build
 from atlasd.streams.avsbench import AVSBench
 from atlasd.streams.toyworld import CATEGORIES, write_dataset
 from atlasd.tools.maskfeed import (
+    FEATURE_DROPOUT,
     Casting,
     MaskFeed,
     SoundFeatures,
@@ -124,6 +126,26 @@ def test_the_last_sound_is_one_of_the_hard_cases_with_the_mask_that_it_deserves(
     assert set(cases) == {"both", "nothing", "then 0", "then 1", "still 1", "still 2"}
 
 
+def test_strangers_are_heard_with_nothing_in_view():
+    @dataclass
+    class Stranger:
+        samples: np.ndarray
+
+    spoken = np.full(3 * RATE, 0.25, np.float32)
+    made = Casting(
+        SCENES, ["cat", "cow"], sounds=3, sample_rate_hz=RATE, window_s=1.0,
+        strangers=[Stranger(spoken)],
+    )  # fmt: skip
+    heard = []
+    for seed in range(200):
+        item, sounds = made.draw(0, np.random.default_rng(seed))
+        last = sounds[-1]
+        if last.lasted_s is None and last.gain_db is None:
+            assert item.masks[-1] == ()
+            heard.append(set(np.unique(last.first)) <= {np.float32(0), np.float32(0.25)})
+    assert 0 < sum(heard) < len(heard)
+
+
 def test_where_nothing_in_view_sounds_every_mask_is_empty():
     for seed in range(20):
         item, _ = casting().draw(2, np.random.default_rng(seed))
@@ -159,6 +181,28 @@ def test_batches_follow_seed_epoch_and_step_alone(network):
     for one, other in zip(whole[2:], rest, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert not torch.equal(whole[0]["images"], next(iter(made(2, 0)))["images"])
+
+
+def test_blending_stays_between_recordings_of_one_category(network):
+    """Features are told by their sign and size: cats are around 1, cows around -1."""
+    made = feed(network, blended_share=1.0, batch_size=4)
+    labels = torch.tensor([item.labels for item in made.items])  # (N, K)
+    size = 1 + 0.1 * torch.rand(labels.shape, generator=torch.Generator().manual_seed(0))
+    value = torch.where(labels == 0, size, torch.where(labels == 1, -size, 0.0))
+    made.features = SoundFeatures(
+        value[..., None, None].expand(*labels.shape, 3, 8).half(),
+        value[..., None].expand(*labels.shape, 8).half(),
+    )
+    values = {0: set(), 1: set(), NO_LABEL: set()}
+    for epoch in range(4):
+        for batch in made(epoch, 0):
+            heard = batch["embedding"] * (1 - FEATURE_DROPOUT)
+            for label, row in zip(batch["labels"].tolist(), heard, strict=True):
+                values[label] |= {round(float(x), 3) for x in row if x}
+    assert values[NO_LABEL] == set()
+    assert min(values[0]) >= 0.999
+    assert max(values[1]) <= -0.999
+    assert len(values[0]) > 2 * (labels == 0).sum()
 
 
 def test_a_pass_shows_every_scene_once_with_a_mask_for_each_sound(network):

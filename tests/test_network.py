@@ -59,6 +59,26 @@ def test_other_input_sizes_give_masks_of_their_size(size):
     assert out.mask_logits.shape == (1, size, size)
 
 
+def test_without_conditioning_only_the_audio_tokens_are_heard():
+    network = build("tiny", vary={"conditioning": 0})
+    frames, log_mel = inputs(network, batch=1)
+    with torch.no_grad():
+        audio = network.encode_audio(log_mel)
+        expected = network.forward_features(frames, audio).mask_logits
+        other = audio._replace(embedding=audio.embedding + 1)
+        assert torch.equal(network.forward_features(frames, other).mask_logits, expected)
+        louder = audio._replace(tokens=audio.tokens + torch.randn_like(audio.tokens))
+        assert not torch.equal(network.forward_features(frames, louder).mask_logits, expected)
+
+
+def test_a_frozen_backbone_without_lora_and_skips_still_trains_the_rest():
+    network = build("tiny", vary={"lora_rank": 0, "skips": 0})
+    names = {name.partition(".")[0] for name, p in network.named_parameters() if p.requires_grad}
+    assert names == {"visual", "conditioning", "fusion", "decoder"}
+    assert not any("backbone" in n for n, p in network.named_parameters() if p.requires_grad)
+    assert not any("lateral" in name for name, _ in network.named_parameters())
+
+
 def test_pictures_are_scaled_to_minus_one_to_one():
     images = torch.arange(48, dtype=torch.uint8).reshape(1, 4, 4, 3) * 5
     found = build("tiny").normalise(images)
@@ -220,7 +240,7 @@ def test_a_class_head_grows_and_keeps_what_it_knows():
 
 
 def test_a_fresh_vit_encoder_gives_timms_tokens():
-    encoder = PRESETS["atlas"].visual().eval()
+    encoder = PRESETS["atlas"].visual(8).eval()
     frames = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         found = encoder(frames)

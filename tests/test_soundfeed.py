@@ -8,11 +8,8 @@ import torch
 from atlasd.model.audio import LogMel
 from atlasd.tools.augmentation import (
     FLOOR_DB,
-    View,
-    draw_view,
     mixed,
     spliced,
-    varied_colours,
     varied_mel,
     varied_wave,
 )
@@ -92,30 +89,6 @@ def test_a_varied_wave_moves_a_tone_by_at_most_a_fifth():
         assert wave.dtype == np.float32
         peak_hz = np.argmax(np.abs(np.fft.rfft(wave)))
         assert 820 < peak_hz < 1210
-
-
-def test_a_view_shows_the_mask_where_it_shows_the_picture():
-    image = np.zeros((40, 60, 3), np.uint8)
-    image[10:25, 30:50] = 255
-    mask = (image[..., 0] > 0).astype(np.uint8)
-    for seed in range(8):
-        view = draw_view(np.random.default_rng(seed), 60, 40)
-        picture = np.asarray(view.of_picture(image))[..., 0] > 127
-        shown = view.of_mask(mask)
-        assert set(np.unique(shown)) <= {0, 1}
-        assert np.mean(picture != shown) < 0.04
-    assert (View((0, 0, 60, 40), flipped=True).of_mask(mask) == mask[:, ::-1]).all()
-
-
-def test_colours_vary_with_the_generator_alone():
-    from PIL import Image
-
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
-    for seed in range(10):
-        one, two = (varied_colours(picture, np.random.default_rng(seed)) for _ in "ab")
-        assert one.shape == (20, 30, 3)
-        assert one.dtype == np.uint8
-        assert (one == two).all()
 
 
 def test_cutting_over_leaves_the_doubtful_moments_out():

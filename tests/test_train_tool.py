@@ -141,6 +141,10 @@ def test_a_folder_in_use_is_not_written_over(run, data):
         ({"toy": 1, "audio_steps": 0}, "--audio-steps is 0"),
         ({"toy": 1, "resume": True}, "no run to resume"),
         ({"toy": 1, "stages": "audio", "audio": "x"}, "choose one of both"),
+        ({"toy": 1, "vary": ("depth=3",)}, "'depth' cannot be varied; image_px, "),
+        ({"toy": 1, "vary": ("image_px=100",)}, "image_px is 100; it must be 64 to 1024 in steps"),
+        ({"toy": 1, "vary": ("skips=2",)}, "skips is 2; it must be one of 0, 1"),
+        ({"toy": 1, "vary": ("skips",)}, "--vary skips: name=value is needed"),
     ],
 )
 def test_options_that_make_no_sense_are_named(tmp_path, change, error):
@@ -201,6 +205,15 @@ def test_a_teacher_without_its_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(TeacherError, match="pip install ai-edge-litert"):
         Yamnet(tmp_path / "yamnet.tflite")
+
+
+def test_a_varied_network_is_trained_as_it_was_asked_for(data, tmp_path):
+    vary = ("lora_rank=0", "skips=0")
+    best = train(TrainOptions(tmp_path / "run", data=data, vary=vary, **SMALL))
+    network = load(best)
+    assert dict(network.preset.varied) == {"lora_rank": 0, "skips": 0}
+    assert not any(".lora_" in name for name, _ in network.named_parameters())
+    assert "--vary lora_rank=0 --vary skips=0" in checkpoints.read(best).manifest.notes["command"]
 
 
 def test_the_command_says_what_differs_from_the_defaults(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,11 @@ from ..streams.sounds import training_takes
 from .soundfeed import Labeled, Recording, SoundFeed, make_pool, tagging_accuracy, tagging_loss
 from .tagger import Yamnet
 from .trainlog import TrainLog
-from .trainoptions import TrainOptions, read_entries
+from .trainoptions import TrainOptions, read_corpus, read_entries
+
+MOST_OF_A_PACKAGE = 300
+"""Sounds of the corpus that one package gives at most: a handful of packages hold half of all
+sounds, most of it speech."""
 
 _AUDIO = "audio."
 
@@ -43,7 +46,7 @@ def train_audio(
     categories = sorted({name for recording in learned for name in recording.categories})
     log.note(f"audio: {len(learned)} sounds of {len(categories)} categories")
     if options.corpus:
-        learned += _corpus(options, rate_hz, log)
+        learned += [_Unlabeled(s) for s in _spread(read_corpus(options, rate_hz, log).sounds)]
     bar = log.task("windows of sound", options.audio_windows)
     pool = make_pool(
         learned,
@@ -131,20 +134,16 @@ class _Unlabeled:
         return self.excerpt.samples
 
 
-def _corpus(options: TrainOptions, rate_hz: int, log: TrainLog) -> list[_Unlabeled]:
-    """Every sound that Debian packages give, but what Open-AVS holds out.
-
-    What was skipped and what was held out stands in the run's ``corpus.json``.
-    """
-    found = corpus.sounds(options.packages, sample_rate_hz=rate_hz, seed=options.seed)
-    path = options.out / "corpus.json"
-    told = {"id": found.id, "skipped": found.skipped, "excluded": found.excluded}
-    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    log.note(
-        f"corpus {found.id}: {len(found.sounds)} sounds, {found.minutes:.0f} minutes; "
-        f"{len(found.skipped)} files or packages skipped, {len(found.excluded)} held out: {path}"
-    )
-    return [_Unlabeled(excerpt) for excerpt in found.sounds]
+def _spread(sounds: Sequence[corpus.Excerpt]) -> list[corpus.Excerpt]:
+    """At most `MOST_OF_A_PACKAGE` sounds of each package, spread evenly over what it has."""
+    by_package: dict[str, list[corpus.Excerpt]] = {}
+    for sound in sounds:
+        by_package.setdefault(sound.name.partition(":")[0], []).append(sound)
+    return [
+        own[i]
+        for own in by_package.values()
+        for i in np.unique(np.linspace(0, len(own) - 1, MOST_OF_A_PACKAGE).astype(int))
+    ]
 
 
 def load_encoder(encoder: nn.Module, path: Path) -> None:

@@ -1,23 +1,24 @@
-"""Variety for training: other pictures and other sounds that mean the same.
+"""Variety for training: other sounds that mean the same.
 
-Sounds are varied twice: as waves (speed, room), which is slow and done once per window, and as
+They are varied twice: as waves (speed, room), which is slow and done once per window, and as
 log-mel spectrograms (mixing, splicing, level, colour, noise, holes), which is cheap and done anew
 for every batch. All randomness comes from the generator that is passed in.
 """
 
 from __future__ import annotations
 
-import io
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
 from torch import Tensor
+
+from .codecs import coded
 
 FLOOR_DB = -100.0
 """What a log-mel spectrogram shows where there is nothing."""
+
+CODED_SHARE = 0.2
+"""Share of the windows that a codec has passed."""
 
 _FIRST_BAND_OVER_8_KHZ = 54
 """Of the front end's 64 bands: sounds stored at 16 kHz are silent from here on."""
@@ -26,7 +27,7 @@ _FIRST_BAND_OVER_8_KHZ = 54
 def varied_wave(
     sound: NDArray[np.float32], rng: np.random.Generator, n: int, sample_rate_hz: int
 ) -> NDArray[np.float32]:
-    """Cut a random window, played at another speed and, half of the time, in a room.
+    """Cut a random window, played at another speed; half of the time in a room, at times coded.
 
     Args:
         sound: float32 (m,) mono; repeated if it is shorter than the window.
@@ -45,6 +46,8 @@ def varied_wave(
     window = np.interp(np.arange(n) * speed, np.arange(need), sound[start : start + need])
     if rng.random() < 0.5:
         window = _in_room(window, rng, sample_rate_hz)
+    if rng.random() < CODED_SHARE:
+        window = coded(window, rng, sample_rate_hz)
     return window.astype(np.float32)
 
 
@@ -141,61 +144,3 @@ def _above_8_khz(mel: Tensor, rng: np.random.Generator) -> Tensor:
     chosen = torch.from_numpy(rng.random((len(mel), 1, 1)) < 0.5)
     top = torch.where(chosen, fill, mel[:, :, first:])
     return torch.cat([mel[:, :, :first], top], dim=2)
-
-
-class View(NamedTuple):
-    """One geometric variation of a picture, to be used on its masks alike.
-
-    Attributes:
-        box: left, top, right, bottom of what is shown, in pixels of the picture.
-        flipped: whether left and right are exchanged.
-    """
-
-    box: tuple[float, float, float, float]
-    flipped: bool
-
-    def of_picture(self, image: NDArray[np.uint8]) -> Image.Image:
-        """Show uint8 (H, W, 3) at its own size."""
-        return self._show(Image.fromarray(image), Image.Resampling.BILINEAR)
-
-    def of_mask(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Show uint8 (H, W) in {0, 1} at its own size."""
-        return np.asarray(self._show(Image.fromarray(mask), Image.Resampling.NEAREST))
-
-    def _show(self, image: Image.Image, filtering: Image.Resampling) -> Image.Image:
-        shown = image.resize(image.size, filtering, box=self.box)
-        return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else shown
-
-
-def draw_view(rng: np.random.Generator, width: int, height: int) -> View:
-    """Draw a view of 50 to 100 % of each side, half of the time flipped."""
-    share_x, share_y = 1 - 0.5 * rng.random(2) ** 1.5
-    left = rng.uniform(0, width * (1 - share_x))
-    top = rng.uniform(0, height * (1 - share_y))
-    box = (left, top, left + width * share_x, top + height * share_y)
-    return View(box, bool(rng.random() < 0.5))
-
-
-def varied_colours(picture: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Change brightness, contrast, tint and saturation; sometimes channels, sharpness, noise, JPEG.
-
-    Returns:
-        uint8 (H, W, 3).
-    """
-    if rng.random() < 0.25:
-        picture = picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.6))))
-    x = np.asarray(picture, dtype=np.float32)
-    grey = x.mean(axis=2, keepdims=True)
-    x = grey + (x - grey) * np.float32(rng.uniform(0.0, 1.6))
-    if rng.random() < 0.2:
-        x = x[..., rng.permutation(3)]
-    x = (x - 128) * np.float32(rng.uniform(0.6, 1.4)) + np.float32(128 + rng.uniform(-40, 40))
-    x = x * rng.uniform(0.8, 1.2, 3).astype(np.float32)
-    if rng.random() < 0.3:
-        x = x + rng.standard_normal(x.shape, dtype=np.float32) * np.float32(rng.uniform(1, 9))
-    out = np.clip(x, 0, 255).astype(np.uint8)
-    if rng.random() < 0.3:
-        coded = io.BytesIO()
-        Image.fromarray(out).save(coded, "JPEG", quality=int(rng.integers(30, 90)))
-        out = np.asarray(Image.open(coded))
-    return out

@@ -180,6 +180,14 @@ def subscribe(
 def train(
     out: Annotated[Path, typer.Option(help="The run's folder.")],
     preset: Annotated[str, typer.Option(help="The network.")] = "atlas-lite",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Change the network: image_px, lora_rank (0: frozen), heads; conditioning and "
+            "skips to 0.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="A data set in AVSBench's layout: S4, MS3 or both.")
     ] = None,
@@ -218,7 +226,13 @@ def train(
     batch: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 16,
     sounds: Annotated[int, typer.Option(min=1, help="Sounds that a picture meets at once.")] = 3,
     variants: Annotated[int, typer.Option(min=1, help="Variations of each clip's sounds.")] = 4,
+    blend: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of sounds blended with others of their category."),
+    ] = 0.0,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of the masks stage.")] = 1e-3,
+    dice_weight: Annotated[float, typer.Option(min=0, help="Of the Dice loss.")] = 1.0,
+    class_weight: Annotated[float, typer.Option(min=0, help="Of the class loss.")] = 0.5,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of both stages.")] = 5e-4,
     audio_epochs: Annotated[int, typer.Option(min=1, help="Of the audio stage.")] = 10,
     audio_steps: Annotated[int, typer.Option(min=1, help="In each of these.")] = 200,
@@ -232,6 +246,7 @@ def train(
     from .train import TrainOptions
     from .train import train as fit
 
+    options["vary"] = tuple(vary or ())
     typer.echo(f"the best weights: {fit(TrainOptions(**options))}")
 
 

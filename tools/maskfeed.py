@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,12 +22,13 @@ from torch import Tensor
 from ..model.atlas import Atlas
 from ..model.audio import AudioFeatures
 from ..model.checkpoints import read_tensors, tensor_hash, write_tensors
-from ..model.losses import NO_LABEL, total_loss
+from ..model.losses import CLASS_WEIGHT, NO_LABEL, total_loss
 from ..model.training import Batch
 from ..streams.avsbench import frame_times_s, windows_at
 from ..streams.sounds import noise
-from .augmentation import draw_view, mixed, spliced, varied_colours, varied_mel
+from .augmentation import mixed, spliced, varied_mel
 from .soundfeed import cut_over
+from .views import draw_view, restyled, varied_colours
 from .voices import Scene, Voice, segment_each
 
 FEATURE_DROPOUT = 0.3
@@ -35,6 +36,9 @@ FEATURE_DROPOUT = 0.3
 
 The encoder knows its few training recordings too well: without this, masks of sounds that nobody
 had heard became worse from the third hundred of steps on."""
+
+RESTYLED_SHARE = 0.3
+"""Share of the objects that get other colours than they have."""
 
 _BLOCK = 64
 _MIN_END_S, _CLIP_S = 0.3, 5.0
@@ -73,6 +77,15 @@ class Heard(NamedTuple):
     lasted_s: float | None = None
 
 
+class Recorded(Protocol):
+    """A sound that may be read from disk each time."""
+
+    @property
+    def samples(self) -> NDArray[np.float32]:
+        """Float32 (n,) mono at the network's rate."""
+        ...
+
+
 class Casting:
     """Draws items: which picture meets which sounds."""
 
@@ -84,13 +97,24 @@ class Casting:
         sounds: int,
         sample_rate_hz: int,
         window_s: float,
+        strangers: Sequence[Recorded] = (),
     ) -> None:
-        """Args: ``categories`` names the labels in order; ``sounds`` is their number a picture."""
+        """Lays out who can be heard.
+
+        Args:
+            scenes: the clips.
+            categories: names of the labels, in order.
+            sounds: how many a picture meets.
+            sample_rate_hz: rate of all sounds.
+            window_s: length of a window.
+            strangers: sounds of what is never in view.
+        """
         self.scenes = scenes
         self.categories = list(categories)
         self.sounds = sounds
         self.sample_rate_hz = sample_rate_hz
         self.window_s = window_s
+        self.strangers = strangers
         self._by_category: dict[str, list[Voice]] = {}
         for voice in (v for scene in scenes for v in scene.voices):
             if voice.steady and len(voice.categories) == 1:
@@ -157,18 +181,18 @@ class Casting:
         """A window that goes with the picture; of a steady voice also another clip's."""
         if not voice.steady:
             # Within the second that the mask speaks of, and its tail too.
-            return self._cut(voice, frame_times_s()[frame] + rng.uniform(-0.4, 0.06))
+            return self._cut(voice.sound, frame_times_s()[frame] + rng.uniform(-0.4, 0.06))
         others = self._by_category.get(voice.categories[0]) if voice.categories else None
         if others and rng.random() < 0.5:
             voice = others[int(rng.integers(len(others)))]
-        return self._cut(voice, rng.uniform(_MIN_END_S, _CLIP_S))
+        return self._cut(voice.sound, rng.uniform(_MIN_END_S, _CLIP_S))
 
-    def _cut(self, voice: Voice, end_s: float) -> NDArray[np.float32]:
+    def _cut(self, sound: NDArray[np.float32], end_s: float) -> NDArray[np.float32]:
         end = np.array([end_s])
-        return windows_at(voice.sound, end, self.window_s, self.sample_rate_hz)[0]
+        return windows_at(sound, end, self.window_s, self.sample_rate_hz)[0]
 
     def _nothing(self, scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Silence, noise, or the sound of a category that no voice of the scene has."""
+        """Silence, noise, a stranger, or the sound of a category that no voice of the scene has."""
         n = round(self.window_s * self.sample_rate_hz)
         in_view = {name for voice in scene.voices for name in voice.categories}
         names = sorted(self._by_category.keys() - in_view)
@@ -178,8 +202,13 @@ class Casting:
         if draw < 0.5:
             level = np.float32(10 ** (rng.uniform(-60, -15) / 20))
             return noise(rng, n, tilt=rng.uniform(0, 1)) * level
+        if draw < 0.7 and self.strangers:
+            sound = self.strangers[int(rng.integers(len(self.strangers)))].samples
+            length_s = len(sound) / self.sample_rate_hz
+            return self._cut(sound, rng.uniform(_MIN_END_S, max(_MIN_END_S, length_s)))
         voices = self._by_category[names[int(rng.integers(len(names)))]]
-        return self._cut(voices[int(rng.integers(len(voices)))], rng.uniform(_MIN_END_S, _CLIP_S))
+        voice = voices[int(rng.integers(len(voices)))]
+        return self._cut(voice.sound, rng.uniform(_MIN_END_S, _CLIP_S))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,13 +305,32 @@ class MaskFeed:
         batch_size: int,
         passes: int,
         seed: int,
+        blended_share: float = 0.0,
     ) -> None:
+        """Lays the feed out.
+
+        Args:
+            scenes: the clips.
+            items: from `cast_items`.
+            features: of their sounds.
+            batch_size: pictures a step.
+            passes: over the scenes, in an epoch.
+            seed: of the order, the views, the colours and what is thinned out.
+            blended_share: share of the sounds of one thing whose features are drawn towards those
+                of another recording of its category, so that fewer are learned by heart.
+        """
         self.scenes = scenes
         self.items = items
         self.features = features
         self.batch_size = batch_size
         self.passes = passes
         self.seed = seed
+        self.blended_share = blended_share
+        self._alike: dict[int, list[tuple[int, int]]] = {}
+        for number, item in enumerate(items):
+            for slot, (label, voices) in enumerate(zip(item.labels, item.masks, strict=True)):
+                if label != NO_LABEL and len(voices) == 1:
+                    self._alike.setdefault(label, []).append((number, slot))
 
     @property
     def steps(self) -> int:
@@ -310,6 +358,9 @@ class MaskFeed:
             item = self.items[int(number)]
             scene = self.scenes[item.scene]
             image = scene.frames[item.frame]
+            for voice in scene.voices:
+                if rng.random() < RESTYLED_SHARE:
+                    image = restyled(image, voice.masks[item.frame], rng)
             view = draw_view(rng, image.shape[1], image.shape[0])
             pictures.append(varied_colours(view.of_picture(image), rng))
             shown = [view.of_mask(v.masks[item.frame]) for v in scene.voices]
@@ -318,30 +369,55 @@ class MaskFeed:
                 masks.append(np.maximum.reduce(joined))
                 valid.append(all(bool(scene.voices[v].labeled[item.frame]) for v in voices))
             labels += item.labels
-        index = torch.from_numpy(numbers)
+        heard = self._heard(numbers, labels, rng)
         return {
             "images": torch.from_numpy(np.stack(pictures)),
             "masks": torch.from_numpy(np.stack(masks)),
             "valid": torch.tensor(valid),
             "labels": torch.tensor(labels),
-            "tokens": _thinned(self.features.tokens[index].flatten(0, 1), rng),
-            "embedding": _thinned(self.features.embedding[index].flatten(0, 1)[:, None], rng)[:, 0],
+            "tokens": _thinned(heard.tokens, rng),
+            "embedding": _thinned(heard.embedding[:, None], rng)[:, 0],
         }
+
+    def _heard(
+        self, numbers: NDArray[np.int64], labels: Sequence[int], rng: np.random.Generator
+    ) -> AudioFeatures:
+        """The features of all sounds of some items, some of them blended."""
+        index = torch.from_numpy(numbers)
+        tokens = self.features.tokens[index].flatten(0, 1).float()
+        embedding = self.features.embedding[index].flatten(0, 1).float()
+        for row in np.flatnonzero(rng.random(len(labels)) < self.blended_share).tolist():
+            alike = self._alike.get(labels[row], [])
+            if alike:
+                other = alike[int(rng.integers(len(alike)))]
+                share = float(rng.random())
+                tokens[row].lerp_(self.features.tokens[other].float(), share)
+                embedding[row].lerp_(self.features.embedding[other].float(), share)
+        return AudioFeatures(tokens, embedding)
 
 
 def _thinned(features: Tensor, rng: np.random.Generator) -> Tensor:
     """Drop channels of features (N, T, C), the same at all T, and scale the others up."""
     N, _, C = features.shape
     kept = torch.from_numpy(rng.random((N, 1, C)) >= FEATURE_DROPOUT)
-    return features.float() * kept / (1 - FEATURE_DROPOUT)
+    return features * kept / (1 - FEATURE_DROPOUT)
 
 
-def mask_objective(network: Atlas) -> Callable[[Batch], dict[str, Tensor]]:
-    """The network's loss on the batches of a `MaskFeed`."""
+def mask_objective(
+    network: Atlas, *, dice_weight: float = 1.0, class_weight: float = CLASS_WEIGHT
+) -> Callable[[Batch], dict[str, Tensor]]:
+    """The network's loss on the batches of a `MaskFeed`; the weights are `total_loss`'s."""
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         audio = AudioFeatures(batch["tokens"], batch["embedding"])
         out = segment_each(network, batch["images"], audio)
-        return total_loss(out, batch["masks"], batch["valid"], batch["labels"])
+        return total_loss(
+            out,
+            batch["masks"],
+            batch["valid"],
+            batch["labels"],
+            dice_weight=dice_weight,
+            class_weight=class_weight,
+        )
 
     return loss

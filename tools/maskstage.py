@@ -15,6 +15,7 @@ from ..model import checkpoints
 from ..model.atlas import Atlas
 from ..model.audio import AudioFeatures
 from ..model.training import Settings, Trainer, fit
+from ..streams import corpus
 from ..streams.avsbench import Entry
 from .maskfeed import (
     Casting,
@@ -27,7 +28,7 @@ from .maskfeed import (
 from .overlay import blend
 from .score import Scored, encode_voices, score
 from .trainlog import TrainLog
-from .trainoptions import TrainOptions, read_entries
+from .trainoptions import TrainOptions, read_corpus, read_entries
 from .voices import Scene, predicted, read_scenes
 
 _SHOWN = 6
@@ -53,7 +54,10 @@ def train_masks(
         average=0.998,
         bfloat16=options.bfloat16,
     )
-    trainer = Trainer(network, mask_objective(network), settings, feed.steps, options.out)
+    objective = mask_objective(
+        network, dice_weight=options.dice_weight, class_weight=options.class_weight
+    )
+    trainer = Trainer(network, objective, settings, feed.steps, options.out)
     state = options.out / "masks-state.safetensors"
     if options.resume and state.exists():
         trainer.restore(state)
@@ -104,6 +108,11 @@ def _mask_feed(
     options: TrainOptions, network: Atlas, scenes: Sequence[Scene], log: TrainLog
 ) -> MaskFeed:
     preset = network.preset
+    strangers = (
+        corpus.spoken(read_corpus(options, preset.sample_rate_hz, log).sounds)
+        if options.corpus
+        else []
+    )
     batch = min(options.batch, len(scenes))
     casting = Casting(
         scenes,
@@ -111,6 +120,7 @@ def _mask_feed(
         sounds=options.sounds,
         sample_rate_hz=preset.sample_rate_hz,
         window_s=preset.window_s,
+        strangers=strangers,
     )
     bar = log.task("encoding sounds", options.variants * len(scenes))
     items, encode = cast_items(
@@ -119,11 +129,18 @@ def _mask_feed(
     key = {
         "encoder": encoder_key(network),
         "data": f"{options.data} toy {options.toy} seed {options.seed}",
-        "items": f"{len(scenes)} scenes, {options.variants} variants, {options.sounds} sounds",
+        "items": f"{len(scenes)} scenes, {options.variants} variants, {options.sounds} sounds, "
+        f"{len(strangers)} strangers",
     }
     features = cached_features(options.out / "sounds.safetensors", key, encode)
     return MaskFeed(
-        scenes, items, features, batch_size=batch, passes=options.passes, seed=options.seed
+        scenes,
+        items,
+        features,
+        batch_size=batch,
+        passes=options.passes,
+        seed=options.seed,
+        blended_share=options.blend,
     )
 
 

@@ -140,28 +140,48 @@ def leave_one_out(heard: Sequence[Heard], progress: Callable[[], None] = lambda:
     """
     asked: list[Heard] = []
     shares: list[float] = []
+    whole = classifier(heard)
     for one in heard:
         rest = [h for h in heard if h.recording != one.recording]
         if not one.played and any(h.category == one.category for h in rest):
             asked.append(one)
-            shares.append(_share(classifier(rest), one))
+            shares.append(_share(classifier(rest, start=whole), one))
         progress()
     return _summary(asked, shares)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Classifier:
+    """A linear one: the category whose score ``features @ weight + bias`` is highest.
+
+    Attributes:
+        names: C categories.
+        weight: float64 (D, C).
+        bias: float64 (C,).
+    """
+
+    names: tuple[str, ...]
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: NDArray[np.float32]) -> list[str]:
+        """Tell the category of each of (n, D)."""
+        scores = torch.from_numpy(features).double() @ self.weight + self.bias
+        return [self.names[int(i)] for i in scores.argmax(dim=1)]
+
+
 def classifier(
-    learned: Sequence[Heard], penalty: float = PENALTY
-) -> Callable[[NDArray[np.float32]], list[str]]:
+    learned: Sequence[Heard], penalty: float = PENALTY, *, start: Classifier | None = None
+) -> Classifier:
     """Fit a multinomial logistic regression on standardised features.
 
     Args:
         learned: each recording weighs the same within its category, each category the same.
         penalty: λ of λ/2·‖W‖², against the weighted sum of the windows' cross-entropies.
-
-    Returns:
-        A function from features (n, D) to n categories.
+        start: where to begin, for the same categories; the problem is convex, so that only the time
+            depends on it.
     """
-    names = sorted({h.category for h in learned})
+    names = tuple(sorted({h.category for h in learned}))
     x = torch.from_numpy(np.concatenate([h.features for h in learned])).double()
     mean, spread = x.mean(dim=0), x.std(dim=0, correction=0).clamp(min=1e-8)
     x = (x - mean) / spread
@@ -175,8 +195,13 @@ def classifier(
     ]
     weight = torch.tensor(share).repeat_interleave(torch.tensor(counts))
     weight = weight * len(x) / weight.sum()
-    w = torch.zeros(x.shape[1], len(names), dtype=torch.float64, requires_grad=True)
-    b = torch.zeros(len(names), dtype=torch.float64, requires_grad=True)
+    if start is not None and start.names == names:
+        w, b = start.weight * spread[:, None], start.bias + mean @ start.weight
+    else:
+        w = torch.zeros(x.shape[1], len(names), dtype=torch.float64)
+        b = torch.zeros(len(names), dtype=torch.float64)
+    w.requires_grad_()
+    b.requires_grad_()
     solver = torch.optim.LBFGS([w, b], max_iter=200, history_size=20, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -190,14 +215,11 @@ def classifier(
     with torch.enable_grad():
         solver.step(loss)  # pyright: ignore[reportArgumentType]  torch's stub wants a float
 
-    def tell(features: NDArray[np.float32]) -> list[str]:
-        scores = (torch.from_numpy(features).double() - mean) / spread @ w.detach() + b.detach()
-        return [names[int(i)] for i in scores.argmax(dim=1)]
-
-    return tell
+    unscaled = w.detach() / spread[:, None]
+    return Classifier(names, unscaled, b.detach() - mean @ unscaled)
 
 
-def _share(tell: Callable[[NDArray[np.float32]], list[str]], heard: Heard) -> float:
+def _share(tell: Classifier, heard: Heard) -> float:
     return float(np.mean([name == heard.category for name in tell(heard.features)]))
 
 

@@ -64,12 +64,20 @@ def _check(options: TrainOptions) -> None:
             raise TrainError(f"--{name.replace('_', '-')} is {getattr(options, name)}; 1 or more")
     if options.toy < 0:
         raise TrainError(f"--toy is {options.toy}; 0 or more clips")
+    if not 0 <= options.blend <= 1:
+        raise TrainError(f"--blend is {options.blend}; a share from 0 to 1 is needed")
     if options.random and options.backbone is not None:
         raise TrainError("--random takes no published weights; --backbone names some: choose one")
-    if options.corpus and options.teacher is None:
+    trains_encoder = options.stages != "masks" and options.audio is None
+    if options.corpus and trains_encoder and options.teacher is None:
         raise TrainError("--corpus brings sounds without names; --teacher FILE tells what they are")
     if options.stages == "audio" and options.audio is not None:
         raise TrainError("--stages audio trains an encoder; --audio brings one: choose one of both")
+    if options.preset in PRESETS:
+        try:
+            PRESETS[options.preset].vary(options.variation())
+        except ValueError as error:
+            raise TrainError(f"--vary: {error}") from error
 
 
 def _begin(options: TrainOptions) -> None:
@@ -131,6 +139,7 @@ def _network(options: TrainOptions) -> Atlas:
         seed=options.seed,
         backbone_weights=options.backbone,
         audio_weights=None if ours else options.audio,
+        vary=options.variation(),
     )
     file = _encoder_file(options)
     if ours and file is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,8 +11,11 @@ from typing import Literal
 
 import torch
 
+from ..model.losses import CLASS_WEIGHT
+from ..streams import corpus
 from ..streams.avsbench import AVSBench, Entry, Split
 from ..streams.avslayout import find_subset
+from .trainlog import TrainLog
 
 Stages = Literal["all", "audio", "masks"]
 
@@ -27,6 +31,7 @@ class TrainOptions:
     Attributes:
         out: the run's folder.
         preset: the network.
+        vary: what is to be other than in the preset, each ``name=value`` (see `Preset.vary`).
         data: a data set in AVSBench's layout (S4, MS3 or both), or None for the toy world alone.
         toy: clips of the toy world to train on besides; made in ``out``, in a few seconds each
             hundred.
@@ -41,7 +46,8 @@ class TrainOptions:
             also learns their training sounds as they are, above 8 kHz too, where the data set's
             16 kHz files are silent.
         corpus: let the audio encoder also learn from every sound that 155 Debian
-            packages give (``streams/corpus.csv``, in ``packages`` or through apt), with a teacher.
+            packages give (``streams/corpus.csv``, in ``packages`` or through apt), with a teacher;
+            and the ``masks`` stage, that nothing in view sounds while people speak.
         teacher: YAMNet's tflite file, to learn its scores and features besides the categories.
         seed: of everything random.
         threads: of torch; 0 leaves torch's choice. Equal results need equal threads.
@@ -51,7 +57,11 @@ class TrainOptions:
         batch: pictures a step.
         sounds: sounds a picture meets at once.
         variants: variations of each clip's sounds that are kept encoded.
+        blend: share of the sounds of one thing that are blended with another recording of its
+            category in the ``masks`` stage.
         lr: learning rate of the ``masks`` stage.
+        dice_weight: of the Dice term of its loss.
+        class_weight: of the class term (the paper's λ_cls).
         weight_decay: of both stages.
         audio_epochs: of the ``audio`` stage.
         audio_steps: steps in each of these.
@@ -63,6 +73,7 @@ class TrainOptions:
 
     out: Path
     preset: str = "atlas-lite"
+    vary: tuple[str, ...] = ()
     data: Path | None = None
     toy: int = 0
     resume: bool = False
@@ -81,7 +92,10 @@ class TrainOptions:
     batch: int = 16
     sounds: int = 3
     variants: int = 4
+    blend: float = 0.0
     lr: float = 1e-3
+    dice_weight: float = 1.0
+    class_weight: float = CLASS_WEIGHT
     weight_decay: float = 5e-4
     audio_epochs: int = 10
     audio_steps: int = 200
@@ -104,8 +118,42 @@ class TrainOptions:
             if name == "resume" or (name != "out" and value == getattr(defaults, name)):
                 continue
             flag = "--" + name.replace("_", "-")
-            words += [flag] if value is True else [flag, str(value)]
+            if value is True:
+                words += [flag]
+            else:
+                for one in value if isinstance(value, tuple) else (value,):
+                    words += [flag, str(one)]
         return shlex.join(words)
+
+    def variation(self) -> dict[str, int]:
+        """``vary`` by name.
+
+        Raises:
+            TrainError: one of them is no ``name=value`` with a whole number.
+        """
+        found: dict[str, int] = {}
+        for one in self.vary:
+            name, _, value = one.partition("=")
+            if not value.isdecimal():
+                raise TrainError(f"--vary {one}: name=value is needed, the value a whole number")
+            found[name] = int(value)
+        return found
+
+
+def read_corpus(options: TrainOptions, sample_rate_hz: int, log: TrainLog) -> corpus.Corpus:
+    """Every sound that Debian packages give, but what Open-AVS holds out.
+
+    What was skipped and what was held out stands in the run's ``corpus.json``.
+    """
+    found = corpus.sounds(options.packages, sample_rate_hz=sample_rate_hz, seed=options.seed)
+    path = options.out / "corpus.json"
+    told = {"id": found.id, "skipped": found.skipped, "excluded": found.excluded}
+    path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    log.note(
+        f"corpus {found.id}: {len(found.sounds)} sounds, {found.minutes:.0f} minutes; "
+        f"{len(found.skipped)} files or packages skipped, {len(found.excluded)} held out: {path}"
+    )
+    return found
 
 
 def read_entries(roots: Sequence[Path], split: Split) -> list[list[Entry]]:

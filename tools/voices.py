@@ -94,23 +94,17 @@ def segment_each(network: Atlas, images: Tensor, audio: AudioFeatures) -> Output
     """Run the network on pictures that have several sounds each.
 
     Args:
-        network: see `Atlas.forward_features`, whose parts are called in its order.
+        network: on any device.
         images: uint8 (B, H, W, 3), on any device.
         audio: on any device, features of B·K sounds, the K of each picture one after the other.
 
     Returns:
         Masks (B·K, H, W) and class logits (B·K, C) or None.
     """
-    K = len(audio.embedding) // len(images)
     device = next(network.parameters()).device
     frames = network.normalise(images.to(device))
     audio = AudioFeatures(audio.tokens.to(device), audio.embedding.to(device))
-    tokens, skips = network.visual(frames)
-    tokens = network.conditioning(tokens.repeat_interleave(K, dim=0), audio.embedding)
-    fused = network.fusion(tokens, audio.tokens)
-    skips = tuple(skip.repeat_interleave(K, dim=0) for skip in skips)
-    masks = network.decoder(fused, skips, frames.shape[-2:])
-    return Output(masks, network.head(fused) if network.head is not None else None)
+    return network.forward_features(frames, audio)
 
 
 @torch.no_grad()
