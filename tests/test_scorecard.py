@@ -16,6 +16,7 @@ from atlasd.streams.toyworld import write_dataset
 from atlasd.tools import probe
 from atlasd.tools.scorecard import score_masks
 from atlasd.tools.trainoptions import TrainError
+from PIL import Image
 from rich.console import Console
 
 RATE = 16_000
@@ -38,9 +39,13 @@ def test_masks_are_scored_by_subset_and_split_with_controls(weights, tmp_path):
         data,
         weights=weights,
         json_path=tmp_path / "new" / "scores.json",
+        pictures=tmp_path / "sheets",
         console=Console(file=said, width=80),
     )
     assert list(results) == ["s4 val", "ms3 val"]
+    for name in ("s4-val.png", "ms3-val.png"):
+        with Image.open(tmp_path / "sheets" / name) as sheet:
+            assert sheet.width > 2 * 224
     text = (tmp_path / "new" / "scores.json").read_text()
     written = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
     for name, result in results.items():

@@ -141,6 +141,11 @@ def test_a_folder_in_use_is_not_written_over(run, data):
         ({"toy": 1, "audio_steps": 0}, "--audio-steps is 0"),
         ({"toy": 1, "resume": True}, "no run to resume"),
         ({"toy": 1, "stages": "audio", "audio": "x"}, "choose one of both"),
+        ({"toy": 1, "blend": 2.0}, "--blend is 2.0; a share from 0 to 1"),
+        ({"toy": 1, "thin": 1.0}, "--thin is 1.0; a share from 0 to below 1"),
+        ({"toy": 1, "keep": ("ears",)}, "--keep ears: the parts are visual, conditioning"),
+        ({"toy": 1, "start": "x", "audio": "y"}, "--start brings its audio encoder"),
+        ({"toy": 1, "start": "x", "random": True}, "--random takes no weights"),
         ({"toy": 1, "vary": ("depth=3",)}, "'depth' cannot be varied; image_px, "),
         ({"toy": 1, "vary": ("image_px=100",)}, "image_px is 100; it must be 64 to 1024 in steps"),
         ({"toy": 1, "vary": ("skips=2",)}, "skips is 2; it must be one of 0, 1"),
@@ -183,7 +188,7 @@ def test_the_papers_preset_trains_end_to_end_with_random_parts(data, tmp_path):
 
 def test_random_parts_and_published_ones_are_not_asked_for_together(data, tmp_path):
     options = TrainOptions(tmp_path, data=data, random=True, backbone=tmp_path / "vit.safetensors")
-    with pytest.raises(TrainError, match="--random takes no published weights"):
+    with pytest.raises(TrainError, match="--random takes no weights"):
         train(options)
 
 
@@ -214,6 +219,20 @@ def test_a_varied_network_is_trained_as_it_was_asked_for(data, tmp_path):
     assert dict(network.preset.varied) == {"lora_rank": 0, "skips": 0}
     assert not any(".lora_" in name for name, _ in network.named_parameters())
     assert "--vary lora_rank=0 --vary skips=0" in checkpoints.read(best).manifest.notes["command"]
+
+
+def test_a_run_can_begin_from_weights_and_keep_parts_of_them(run, data, tmp_path):
+    keep = ("conditioning", "fusion")
+    best = train(TrainOptions(tmp_path / "run", data=data, start=run / "best", keep=keep, **SMALL))
+    before, after = load(run / "best"), load(best)
+    moved = {
+        name.partition(".")[0]
+        for name, value in after.state_dict().items()
+        if not torch.equal(value, before.state_dict()[name])
+    }
+    assert moved == {"visual", "decoder"}
+    assert checkpoints.read(best).manifest.parent == before.version
+    assert not (tmp_path / "run/audio.safetensors").exists()
 
 
 def test_the_command_says_what_differs_from_the_defaults(tmp_path):

@@ -180,6 +180,13 @@ def subscribe(
 def train(
     out: Annotated[Path, typer.Option(help="The run's folder.")],
     preset: Annotated[str, typer.Option(help="The network.")] = "atlas-lite",
+    start: Annotated[
+        Path | None, typer.Option(help="Begin from these weights, with their audio encoder.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave visual, conditioning, fusion, decoder or head as they are."),
+    ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
@@ -230,6 +237,9 @@ def train(
         float,
         typer.Option(min=0, max=1, help="Share of sounds blended with others of their category."),
     ] = 0.0,
+    thin: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of a sound's channels dropped.")
+    ] = 0.3,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of the masks stage.")] = 1e-3,
     dice_weight: Annotated[float, typer.Option(min=0, help="Of the Dice loss.")] = 1.0,
     class_weight: Annotated[float, typer.Option(min=0, help="Of the class loss.")] = 0.5,
@@ -246,7 +256,7 @@ def train(
     from .train import TrainOptions
     from .train import train as fit
 
-    options["vary"] = tuple(vary or ())
+    options |= {"vary": tuple(vary or ()), "keep": tuple(keep or ())}
     typer.echo(f"the best weights: {fit(TrainOptions(**options))}")
 
 
@@ -304,11 +314,21 @@ def score_masks(
     preset: PresetOption = "atlas-lite",
     split: SplitOption = "val",
     json_path: ReportOption = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for sheets of masks, from the worst to the best.")
+    ] = None,
 ) -> None:
     """Score masks with each clip's own sound, with none, and with another clip's."""
     from .scorecard import score_masks as score
 
-    score(data, weights=weights, preset=preset, split=split, json_path=json_path)
+    score(
+        data,
+        weights=weights,
+        preset=preset,
+        split=split,
+        json_path=json_path,
+        pictures=pictures,
+    )
 
 
 @score_app.command("sounds")

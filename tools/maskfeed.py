@@ -31,12 +31,6 @@ from .soundfeed import cut_over
 from .views import draw_view, restyled, varied_colours
 from .voices import Scene, Voice, segment_each
 
-FEATURE_DROPOUT = 0.3
-"""Share of the audio features' channels that a sound lacks in a batch.
-
-The encoder knows its few training recordings too well: without this, masks of sounds that nobody
-had heard became worse from the third hundred of steps on."""
-
 RESTYLED_SHARE = 0.3
 """Share of the objects that get other colours than they have."""
 
@@ -306,6 +300,7 @@ class MaskFeed:
         passes: int,
         seed: int,
         blended_share: float = 0.0,
+        thinned_share: float = 0.3,
     ) -> None:
         """Lays the feed out.
 
@@ -318,6 +313,9 @@ class MaskFeed:
             seed: of the order, the views, the colours and what is thinned out.
             blended_share: share of the sounds of one thing whose features are drawn towards those
                 of another recording of its category, so that fewer are learned by heart.
+            thinned_share: share of the audio features' channels that a sound lacks in a batch. The
+                encoder knows its few training recordings too well: with 0, masks of sounds that
+                nobody had heard became worse from the third hundred of steps on.
         """
         self.scenes = scenes
         self.items = items
@@ -326,6 +324,7 @@ class MaskFeed:
         self.passes = passes
         self.seed = seed
         self.blended_share = blended_share
+        self.thinned_share = thinned_share
         self._alike: dict[int, list[tuple[int, int]]] = {}
         for number, item in enumerate(items):
             for slot, (label, voices) in enumerate(zip(item.labels, item.masks, strict=True)):
@@ -369,14 +368,14 @@ class MaskFeed:
                 masks.append(np.maximum.reduce(joined))
                 valid.append(all(bool(scene.voices[v].labeled[item.frame]) for v in voices))
             labels += item.labels
-        heard = self._heard(numbers, labels, rng)
+        heard, thin = self._heard(numbers, labels, rng), self.thinned_share
         return {
             "images": torch.from_numpy(np.stack(pictures)),
             "masks": torch.from_numpy(np.stack(masks)),
             "valid": torch.tensor(valid),
             "labels": torch.tensor(labels),
-            "tokens": _thinned(heard.tokens, rng),
-            "embedding": _thinned(heard.embedding[:, None], rng)[:, 0],
+            "tokens": _thinned(heard.tokens, thin, rng),
+            "embedding": _thinned(heard.embedding[:, None], thin, rng)[:, 0],
         }
 
     def _heard(
@@ -396,11 +395,11 @@ class MaskFeed:
         return AudioFeatures(tokens, embedding)
 
 
-def _thinned(features: Tensor, rng: np.random.Generator) -> Tensor:
-    """Drop channels of features (N, T, C), the same at all T, and scale the others up."""
+def _thinned(features: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """Drop some channels of features (N, T, C), the same at all T, and scale the others up."""
     N, _, C = features.shape
-    kept = torch.from_numpy(rng.random((N, 1, C)) >= FEATURE_DROPOUT)
-    return features * kept / (1 - FEATURE_DROPOUT)
+    kept = torch.from_numpy(rng.random((N, 1, C)) >= share)
+    return features * kept / (1 - share)
 
 
 def mask_objective(

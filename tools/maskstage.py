@@ -44,6 +44,9 @@ def train_masks(
     feed = _mask_feed(options, network, scenes, log)
     heard = encode_voices(network, held)
     network.to(options.torch_device())
+    parent = network.version if options.start is not None else ""
+    for part in options.keep:
+        network.get_submodule(part).requires_grad_(requires_grad=False)
     settings = Settings(
         epochs=options.epochs,
         lr=options.lr,
@@ -84,6 +87,7 @@ def train_masks(
         checkpoints.save(
             network,
             options.out / "best",
+            parent=parent,
             step=trainer.step_count,
             metrics={name: round(value, 4) for name, value in last.items() if np.isfinite(value)},
             notes=_notes(options, roots, time.monotonic() - began),
@@ -141,6 +145,7 @@ def _mask_feed(
         passes=options.passes,
         seed=options.seed,
         blended_share=options.blend,
+        thinned_share=options.thin,
     )
 
 

@@ -17,6 +17,7 @@ from ..model.presets import build, load
 from ..streams.avsbench import AVSBench, Entry, Split
 from ..streams.avslayout import find_subset
 from . import probe
+from .masksheet import mask_sheet
 from .score import nulls, report
 from .trainoptions import TrainError
 
@@ -28,6 +29,7 @@ def score_masks(
     preset: str = "atlas-lite",
     split: Split = "val",
     json_path: Path | None = None,
+    pictures: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score the clips of a split with their own sound, with none, and with another clip's.
@@ -39,6 +41,7 @@ def score_masks(
         preset: the network whose shipped weights are scored.
         split: which clips; open ``test`` once per released version.
         json_path: where to write all numbers, or None.
+        pictures: folder for a sheet of masks a subset and split, the worst first, or None.
         console: where to print, or None for standard output.
 
     Returns:
@@ -57,6 +60,9 @@ def score_masks(
     for name, entries in _groups(data, split).items():
         results[name] = dict(report(network, entries))
         table.add_row(name, str(len(entries)), *_cells(results[name]))
+        if pictures is not None:
+            pictures.mkdir(parents=True, exist_ok=True)
+            mask_sheet(network, entries).save(pictures / f"{name.replace(' ', '-')}.png")
     table.caption = (
         "J object: of frames with an object, with its own sound, without one, with another clip's"
     )

@@ -27,7 +27,7 @@ from ..streams.toyworld import write_dataset
 from .audiostage import load_encoder, train_audio
 from .maskstage import train_masks
 from .trainlog import TrainLog
-from .trainoptions import TrainError, TrainOptions
+from .trainoptions import PARTS, TrainError, TrainOptions
 
 __all__ = ["TrainError", "TrainOptions", "train"]
 
@@ -57,8 +57,29 @@ def train(options: TrainOptions) -> Path:
 
 
 def _check(options: TrainOptions) -> None:
+    _check_numbers(options)
     if options.data is None and not options.toy:
         raise TrainError("there is nothing to train on: give --data DIR, --toy N, or both")
+    if options.start is not None and (options.audio is not None or options.stages == "audio"):
+        raise TrainError("--start brings its audio encoder: leave --audio and --stages audio out")
+    if options.random and (options.backbone is not None or options.start is not None):
+        raise TrainError("--random takes no weights; --backbone and --start bring some: choose one")
+    brought = options.audio is not None or options.start is not None
+    trains_encoder = options.stages != "masks" and not brought
+    if options.corpus and trains_encoder and options.teacher is None:
+        raise TrainError("--corpus brings sounds without names; --teacher FILE tells what they are")
+    if options.stages == "audio" and options.audio is not None:
+        raise TrainError("--stages audio trains an encoder; --audio brings one: choose one of both")
+    if unknown := [part for part in options.keep if part not in PARTS]:
+        raise TrainError(f"--keep {unknown[0]}: the parts are {', '.join(PARTS)}")
+    if options.preset in PRESETS:
+        try:
+            PRESETS[options.preset].vary(options.variation())
+        except ValueError as error:
+            raise TrainError(f"--vary: {error}") from error
+
+
+def _check_numbers(options: TrainOptions) -> None:
     for name in ("epochs", "passes", "batch", "sounds", "variants", "audio_epochs", "audio_steps"):
         if getattr(options, name) < 1:
             raise TrainError(f"--{name.replace('_', '-')} is {getattr(options, name)}; 1 or more")
@@ -66,18 +87,8 @@ def _check(options: TrainOptions) -> None:
         raise TrainError(f"--toy is {options.toy}; 0 or more clips")
     if not 0 <= options.blend <= 1:
         raise TrainError(f"--blend is {options.blend}; a share from 0 to 1 is needed")
-    if options.random and options.backbone is not None:
-        raise TrainError("--random takes no published weights; --backbone names some: choose one")
-    trains_encoder = options.stages != "masks" and options.audio is None
-    if options.corpus and trains_encoder and options.teacher is None:
-        raise TrainError("--corpus brings sounds without names; --teacher FILE tells what they are")
-    if options.stages == "audio" and options.audio is not None:
-        raise TrainError("--stages audio trains an encoder; --audio brings one: choose one of both")
-    if options.preset in PRESETS:
-        try:
-            PRESETS[options.preset].vary(options.variation())
-        except ValueError as error:
-            raise TrainError(f"--vary: {error}") from error
+    if not 0 <= options.thin < 1:
+        raise TrainError(f"--thin is {options.thin}; a share from 0 to below 1 is needed")
 
 
 def _begin(options: TrainOptions) -> None:
@@ -130,6 +141,13 @@ def _encoder_file(options: TrainOptions) -> Path | None:
 
 def _network(options: TrainOptions) -> Atlas:
     """What training starts from, with the encoder that is there already, if one is."""
+    if options.start is not None:
+        return build(
+            options.preset,
+            weights=options.start,
+            backbone_weights=options.backbone,
+            vary=options.variation(),
+        )
     spec = PRESETS.get(options.preset)
     ours = spec is not None and spec.audio_file is None
     network = build(
@@ -148,6 +166,10 @@ def _network(options: TrainOptions) -> Atlas:
 
 
 def _needs_audio_stage(options: TrainOptions, network: Atlas) -> bool:
-    if options.stages == "masks" or not isinstance(network.audio, AudioCnn):
+    if (
+        options.start is not None
+        or options.stages == "masks"
+        or not isinstance(network.audio, AudioCnn)
+    ):
         return False
     return _encoder_file(options) is None

@@ -17,6 +17,9 @@ from ..streams.avsbench import AVSBench, Entry, Split
 from ..streams.avslayout import find_subset
 from .trainlog import TrainLog
 
+PARTS = ("visual", "conditioning", "fusion", "decoder", "head")
+"""What trains in the ``masks`` stage; ``visual`` is LoRA and the neck."""
+
 Stages = Literal["all", "audio", "masks"]
 
 
@@ -31,6 +34,8 @@ class TrainOptions:
     Attributes:
         out: the run's folder.
         preset: the network.
+        start: a checkpoint to begin from, with its audio encoder, instead of untrained parts.
+        keep: parts of the network that stay as they are in the ``masks`` stage, of `PARTS`.
         vary: what is to be other than in the preset, each ``name=value`` (see `Preset.vary`).
         data: a data set in AVSBench's layout (S4, MS3 or both), or None for the toy world alone.
         toy: clips of the toy world to train on besides; made in ``out``, in a few seconds each
@@ -59,6 +64,7 @@ class TrainOptions:
         variants: variations of each clip's sounds that are kept encoded.
         blend: share of the sounds of one thing that are blended with another recording of its
             category in the ``masks`` stage.
+        thin: share of the channels of a sound's features that are dropped in a batch.
         lr: learning rate of the ``masks`` stage.
         dice_weight: of the Dice term of its loss.
         class_weight: of the class term (the paper's λ_cls).
@@ -73,6 +79,8 @@ class TrainOptions:
 
     out: Path
     preset: str = "atlas-lite"
+    start: Path | None = None
+    keep: tuple[str, ...] = ()
     vary: tuple[str, ...] = ()
     data: Path | None = None
     toy: int = 0
@@ -93,6 +101,7 @@ class TrainOptions:
     sounds: int = 3
     variants: int = 4
     blend: float = 0.0
+    thin: float = 0.3
     lr: float = 1e-3
     dice_weight: float = 1.0
     class_weight: float = CLASS_WEIGHT
