@@ -272,7 +272,7 @@ class AudioCnn(nn.Module):
     """
 
     def __init__(
-        self, widths: tuple[int, int, int, int] = (32, 64, 128, 256), embedding_dim: int = 256
+        self, widths: tuple[int, int, int, int] = (32, 64, 128, 256), embedding_dim: int = 384
     ) -> None:
         """Lays the layers out.
 
@@ -295,6 +295,7 @@ class AudioCnn(nn.Module):
             nn.AvgPool2d(2),
             *_conv_bn_relu(middle, coarse),
             nn.AvgPool2d((1, 2)),
+            *_conv_bn_relu(coarse, coarse),
             *_conv_bn_relu(coarse, coarse),
         )
         self.fc = nn.Linear(self.token_dim, embedding_dim)

@@ -89,6 +89,7 @@ ATLAS_LITE = Preset(
     visual=lambda rank: CnnEncoder(efficientnet_lite0(), 192, POINTWISE._replace(rank=rank)),
     audio=AudioCnn,
     backbone_file=EFFICIENTNET_LITE0,
+    image_px=256,
     categories=OPEN_AVS_CATEGORIES,
 )
 """For two CPU cores: EfficientNet-lite0 and an audio encoder of our own."""

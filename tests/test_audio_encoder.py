@@ -297,7 +297,7 @@ def test_the_small_encoder_gives_six_to_twelve_tokens_a_second():
     assert 6 <= features.tokens.shape[1] <= 12
     assert features.tokens.shape[2] == encoder.token_dim == 256
     assert features.embedding.shape == (2, encoder.embedding_dim)
-    assert 1.0e6 <= sum(p.numel() for p in encoder.parameters()) <= 1.5e6
+    assert 1.0e6 <= sum(p.numel() for p in encoder.parameters()) <= 2.0e6
     with pytest.raises(ValueError, match="T >= 8"):
         encoder(torch.zeros(1, 1, 7, 64))
 

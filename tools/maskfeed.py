@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from ..model.training import Batch
 from ..streams.avsbench import frame_times_s, windows_at
 from ..streams.sounds import noise
 from .augmentation import mixed, spliced, varied_mel
-from .soundfeed import cut_over
+from .soundfeed import Recorded, cut_over
 from .views import draw_view, restyled, varied_colours
 from .voices import Scene, Voice, segment_each
 
@@ -69,15 +69,6 @@ class Heard(NamedTuple):
     second: NDArray[np.float32]
     gain_db: float | None = None
     lasted_s: float | None = None
-
-
-class Recorded(Protocol):
-    """A sound that may be read from disk each time."""
-
-    @property
-    def samples(self) -> NDArray[np.float32]:
-        """Float32 (n,) mono at the network's rate."""
-        ...
 
 
 class Casting:

@@ -42,13 +42,17 @@ Teacher = Callable[[NDArray[np.float32], int], Taught]
 """What it says of a window: float32 (n,) and its rate. It is called from several threads."""
 
 
-class Recording(Protocol):
+class Recorded(Protocol):
     """A sound to cut windows from."""
 
     @property
     def samples(self) -> NDArray[np.float32]:
         """Float32 (n,) mono at the network's rate; it may be read from disk each time."""
         ...
+
+
+class Recording(Recorded, Protocol):
+    """A sound of which it is said what sounds in it."""
 
     @property
     def categories(self) -> tuple[str, ...]:
