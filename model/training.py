@@ -15,21 +15,17 @@ from __future__ import annotations
 
 import json
 import math
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .checkpoints import read_tensors, write_tensors
 from .pretrained import WeightsError
-
-T = TypeVar("T")
 
 Batch = dict[str, Tensor]
 """What a feed gives and a loss reads, by name."""
@@ -324,7 +320,7 @@ def fit(
     while not trainer.finished:
         epoch = trainer.epoch
         trainer.network.train()
-        for batch in ahead(feed(epoch, trainer.step_in_epoch)):
+        for batch in feed(epoch, trainer.step_in_epoch):
             scalars = trainer.step(batch)
             if on_step is not None:
                 on_step(trainer.step_count, scalars)
@@ -341,57 +337,6 @@ def fit(
             _select(trainer, validate, keep)
         if state is not None:
             trainer.save(state)
-
-
-def ahead(items: Iterable[T], most: int = 2) -> Generator[T]:
-    """The same items, made in a thread of their own while the earlier ones are used.
-
-    Args:
-        items: what raises there raises here, in its turn.
-        most: items that wait at a time.
-    """
-    made: queue.Queue[T | _End] = queue.Queue(most)
-    stop = threading.Event()
-
-    def put(item: T | _End) -> bool:
-        while not stop.is_set():
-            try:
-                made.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def make() -> None:
-        error: BaseException | None = None
-        try:
-            for item in items:
-                if not put(item):
-                    return
-        except BaseException as raised:  # noqa: BLE001  it is raised again below
-            error = raised
-        put(_End(error))
-
-    maker = threading.Thread(target=make, name="batches ahead", daemon=True)
-    maker.start()
-    try:
-        while True:
-            item = made.get()
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield item
-    finally:
-        stop.set()
-        maker.join()
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """No more items, and why, if an error was the reason."""
-
-    error: BaseException | None
 
 
 def _select(

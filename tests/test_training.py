@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import threading
 
 import pytest
 import torch
-from atlasd.model.training import Settings, Trainer, TrainingError, ahead, fit
+from atlasd.model.training import Settings, Trainer, TrainingError, fit
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -222,42 +220,6 @@ def test_saving_over_an_old_state_leaves_no_partial_file(tmp_path):
 def test_a_feed_that_ends_early_is_an_error():
     with pytest.raises(TrainingError, match="ended after 3 batches; 5 were promised"):
         fit(trainer(), lambda epoch, first: list(feed(epoch, first))[:3])
-
-
-def test_items_made_ahead_are_the_same_in_the_same_order_and_few_wait():
-    made = []
-
-    def items():
-        for i in range(50):
-            made.append(i)
-            yield i
-
-    for expected, found in enumerate(ahead(items(), most=2)):
-        assert found == expected
-        assert len(made) <= expected + 4  # one in use, two waiting, one being made
-    assert made == list(range(50))
-
-
-def test_what_goes_wrong_ahead_is_raised_in_its_turn():
-    def items():
-        yield 1
-        yield 2
-        raise KeyError("third")
-
-    seen = []
-    with pytest.raises(KeyError, match="third"):
-        for item in ahead(items()):
-            seen.append(item)
-    assert seen == [1, 2]
-
-
-def test_who_stops_early_leaves_no_thread_behind():
-    before = threading.active_count()
-    for item in ahead(iter(range(1000))):
-        if item == 3:
-            break
-    gc.collect()
-    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(
