@@ -45,8 +45,9 @@ def train_masks(
     heard = encode_voices(network, held)
     network.to(options.torch_device())
     parent = network.version if options.start is not None else ""
-    for part in options.keep:
-        network.get_submodule(part).requires_grad_(requires_grad=False)
+    for name, part in network.named_children():  # a part that the network lacks is kept anyway
+        if name in options.keep:
+            part.requires_grad_(requires_grad=False)
     settings = Settings(
         epochs=options.epochs,
         lr=options.lr,
