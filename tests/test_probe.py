@@ -38,6 +38,8 @@ def test_the_classifier_is_scikit_learns_logistic_regression():
     asked = np.random.default_rng(1).normal(4, 12, (300, 5)).astype(np.float32)
     told = classifier(learned, penalty=10.0)(asked)
     assert told == list(reference.predict(scaler.transform(asked)))
+    elsewhere = classifier(recordings(spread=3.0, seed=9))
+    assert classifier(learned, penalty=10.0, start=elsewhere)(asked) == told
 
 
 def test_unseen_recordings_count_alike_within_their_category_and_categories_alike():
