@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..model.atlas import Atlas
+from ..model.network import Network
 from ..streams.clips import Sample
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -113,7 +113,7 @@ class TorchEngine:
 
     def __init__(
         self,
-        network: Atlas,
+        network: Network,
         device: str = "auto",
         threads: int = 0,
         precision: Precision = "auto",
@@ -135,14 +135,14 @@ class TorchEngine:
         self.batch = batch
         self._dtype = _autocast_dtype(precision, self.device)
         torch.set_num_threads(self.threads)
-        self._network: Atlas | None = network.for_serving().to(self.device)
+        self._network: Network | None = network.for_serving().to(self.device)
         self._host = _Staging.allocate(self, torch.device("cpu"))
         self._input = (
             self._host if self.device.type == "cpu" else _Staging.allocate(self, self.device)
         )
 
     @property
-    def network(self) -> Atlas:
+    def network(self) -> Network:
         """The serving form of the network, on the engine's device.
 
         Raises:

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from .atlas import Atlas
 from .lora import adapter_config, adapter_state, base_state, load_adapter_state
+from .network import Network
 from .pretrained import TensorDict, WeightsError, check_tensors, tensor_hash
 
 FORMAT = 1
@@ -78,7 +78,7 @@ class Checkpoint:
 
 
 def save(
-    network: Atlas,
+    network: Network,
     path: Path,
     *,
     version: str = "",
@@ -131,7 +131,7 @@ def save(
     return manifest
 
 
-def export_adapter(network: Atlas, folder: Path) -> None:
+def export_adapter(network: Network, folder: Path) -> None:
     """Writes the LoRA pairs as a folder that PEFT loads over the same timm backbone."""
     backbone = network.visual.backbone
     write_tensors(folder / "adapter_model.safetensors", adapter_state(backbone), {})
@@ -139,7 +139,7 @@ def export_adapter(network: Atlas, folder: Path) -> None:
     _write(folder / "adapter_config.json", config.encode() + b"\n")
 
 
-def tensors_of(network: Atlas) -> TensorDict:
+def tensors_of(network: Network) -> TensorDict:
     """What a checkpoint of this network holds, by name."""
     backbone = network.visual.backbone
     tensors = {LORA + name: tensor for name, tensor in adapter_state(backbone).items()}
@@ -153,7 +153,7 @@ def tensors_of(network: Atlas) -> TensorDict:
     return tensors
 
 
-def apply(network: Atlas, checkpoint: Checkpoint) -> None:
+def apply(network: Network, checkpoint: Checkpoint) -> None:
     """Copies a checkpoint into a network of the same preset.
 
     Args:

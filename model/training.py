@@ -5,8 +5,9 @@ so exactly that an interrupted run ends with the same bits as an uninterrupted o
 same thread count). `fit` drives it over epochs, lets validation select what is kept, and leaves
 its state behind after every epoch.
 
-The loop owns no data and no loss: a feed gives the batches of an epoch, a function turns a batch
-into named scalars of which ``loss`` is differentiated. A feed must give the same batches for the
+The loop owns no data, no loss and no method: a feed gives the batches of an epoch, a function turns
+a batch into named scalars of which ``loss`` is differentiated, a continual-learning method
+(`method.Method`) hooks into each step. A feed must give the same batches for the
 same epoch and first step; that, with the saved state of torch's random numbers, is what makes
 resuming exact.
 """
@@ -19,19 +20,35 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .checkpoints import read_tensors, write_tensors
+from .consolidator import Consolidator
+from .method import Batch, Method
+from .network import Output
 from .pretrained import WeightsError
 
-Batch = dict[str, Tensor]
-"""What a feed gives and a loss reads, by name."""
+__all__ = ["Batch", "Feed", "LossFunction", "Outcome", "Settings", "Trainer", "TrainingError"]
+__all__ += ["fit"]
 
-LossFunction = Callable[[Batch], Mapping[str, Tensor]]
-"""Scalars of a batch by name; ``loss`` is the one that is differentiated."""
+
+class Outcome(NamedTuple):
+    """What a loss function makes of a batch.
+
+    Attributes:
+        terms: scalars by name; ``loss`` is the one that is differentiated.
+        out: what the network said, for methods that add to the loss.
+    """
+
+    terms: Mapping[str, Tensor]
+    out: Output | None = None
+
+
+LossFunction = Callable[[Batch], Outcome]
 
 Feed = Callable[[int, int], Iterable[Batch]]
 """``feed(epoch, first_step)``: the batches of an epoch (from 0) from a step (from 0) on."""
@@ -112,8 +129,28 @@ class Trainer:
         settings: Settings,
         steps_per_epoch: int,
         folder: Path | None = None,
+        *,
+        method: Method | None = None,
+        consolidator: Consolidator | None = None,
+        seed: int = 0,
+        notes: Mapping[str, int | str] | None = None,
     ) -> None:
-        """Args: ``folder`` receives the batch on which training broke, if it does."""
+        """Prepares the optimizer.
+
+        Args:
+            network: see the class.
+            loss: of a batch.
+            settings: how to optimise.
+            steps_per_epoch: batches of a whole epoch.
+            folder: receives the batch on which training broke, if it does.
+            method: hooks into each step, after its `prepare` and `begin`; None: nothing does.
+            consolidator: decides when the method consolidates within the run; None: never.
+            seed: of the method's random numbers.
+            notes: name the part of a larger run that this trainer makes; saved states carry them.
+
+        Raises:
+            ValueError: no steps, or nothing to train.
+        """
         if steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch is {steps_per_epoch}; it must be at least 1")
         self.network = network
@@ -122,15 +159,17 @@ class Trainer:
         self.epoch = 0
         self.step_in_epoch = 0
         self.best = -math.inf
+        self.method = method or Method()
+        self.consolidator = consolidator or Consolidator()
         self._loss = loss
         self._folder = folder
+        self._seed = seed
+        self._notes = dict(notes or {})
         self._params = {n: p for n, p in network.named_parameters() if p.requires_grad}
         if not self._params:
             raise ValueError("the network has no trainable parameter")
         self._device = next(iter(self._params.values())).device
-        self._optimizer = torch.optim.AdamW(
-            self._params.values(), lr=settings.lr, weight_decay=settings.weight_decay
-        )
+        self._optimizer = self._fresh_optimizer()
         self._average = (
             {n: p.detach().clone() for n, p in self._params.items()} if settings.average else {}
         )
@@ -144,6 +183,11 @@ class Trainer:
     def finished(self) -> bool:
         """Whether all epochs are done."""
         return self.epoch >= self.settings.epochs
+
+    @property
+    def notes(self) -> Mapping[str, int | str]:
+        """What names this part of a larger run."""
+        return self._notes
 
     def step(self, batch: Batch) -> dict[str, float]:
         """Learn one batch.
@@ -159,23 +203,33 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         batch = {name: value.to(self._device) for name, value in batch.items()}
+        batch = self.method.transform(batch, np.random.default_rng((self._seed, self.step_count)))
         self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast(
             self._device.type, dtype=torch.bfloat16, enabled=self.settings.bfloat16
         ):
-            terms = self._loss(batch)
-        scalars = {name: float(value.detach()) for name, value in terms.items()}
+            terms, out = self._loss(batch)
+            extra = self.method.extra_loss(batch, out) if out is not None else {}
+        task_loss = float(terms["loss"].detach())
+        loss = sum(extra.values(), terms["loss"])
+        scalars = {name: float(value.detach()) for name, value in (dict(terms) | extra).items()}
+        scalars["loss"] = float(loss.detach())
         if not math.isfinite(scalars["loss"]):
             raise self._broken("the loss is not finite", batch, scalars)
-        terms["loss"].backward()
+        if loss.requires_grad:  # a method may freeze all of a network within a run
+            loss.backward()
+        self.method.edit_grads()
         limit = self.settings.clip_norm or math.inf
         norm = float(nn.utils.clip_grad_norm_(self._params.values(), limit))
         scalars |= {"grad_norm": norm, "lr": rate}
         if not math.isfinite(norm):
             raise self._broken("a gradient is not finite", batch, scalars)
         self._optimizer.step()
+        self.method.after_step()
         self._update_average()
         self._advance()
+        if self.consolidator.observe(task_loss):
+            self.method.consolidate([batch])
         return scalars
 
     def _advance(self) -> None:
@@ -220,14 +274,16 @@ class Trainer:
             "Try a lower learning rate or clip_norm, or look for bad values in the batch."
         )
 
-    def save(self, path: Path) -> None:
-        """Write everything that the rest of the run depends on, in one file, atomically."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the rest of the run depends on: tensors by name, and a manifest."""
         tensors = {f"parameter.{n}": p.detach() for n, p in self._params.items()}
         tensors |= {f"buffer.{n}": b for n, b in self.network.named_buffers()}
         tensors |= {f"average.{n}": a for n, a in self._average.items()}
         for name, parameter in self._params.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
+        tensors |= {f"method.{n}": value for n, value in self.method.state_dict().items()}
+        tensors |= {f"consolidator.{n}": v for n, v in self.consolidator.state_dict().items()}
         tensors["rng.cpu"] = torch.get_rng_state()
         if self._device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self._device)
@@ -239,8 +295,43 @@ class Trainer:
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "best": best,
+            "notes": self._notes,
         }
+        return tensors, manifest
+
+    def save(self, path: Path) -> None:
+        """Write `state` in one file, atomically."""
+        tensors, manifest = self.state()
         write_tensors(path, tensors, {"manifest": json.dumps(manifest)})
+
+    def next_part(self, steps_per_epoch: int, notes: Mapping[str, int | str]) -> None:
+        """Go on with another part of a larger run, from its first epoch.
+
+        The optimizer's state stays, but for parameters that were replaced (a class head that grew);
+        those begin anew.
+        """
+        old = self._optimizer.state
+        self._params = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+        self._optimizer = self._fresh_optimizer()
+        for parameter in self._params.values():
+            if parameter in old:
+                self._optimizer.state[parameter] = old[parameter]
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch = self.step_in_epoch = 0
+        self._notes = dict(notes)
+
+    def _fresh_optimizer(self) -> torch.optim.AdamW:
+        settings = self.settings
+        return torch.optim.AdamW(
+            self._params.values(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+
+    def belongs(self, path: Path) -> bool:
+        """Whether a file is there, and is a state of this part of the run: its notes are ours."""
+        if not path.exists():
+            return False
+        manifest = json.loads(read_tensors(path)[1].get("manifest", "{}"))
+        return manifest.get("notes", {}) == self._notes
 
     def restore(self, path: Path) -> None:
         """Continue where `save` was called.
@@ -254,7 +345,13 @@ class Trainer:
             manifest = json.loads(metadata["manifest"])
         except (WeightsError, KeyError, ValueError) as error:
             raise TrainingError(f"{path} is not the state of a training run: {error}") from error
-        self._check(path, manifest, tensors)
+        self.load_state(tensors, manifest, str(path))
+
+    def load_state(
+        self, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], source: str
+    ) -> None:
+        """Continue where `state` was called; ``source`` names it in errors (see `restore`)."""
+        self._check(source, manifest, tensors)
         self._set(_under("parameter.", tensors))
         buffers = dict(self.network.named_buffers())
         for name, value in _under("buffer.", tensors).items():
@@ -265,13 +362,15 @@ class Trainer:
             slot, name = key.split(".", 1)
             state = self._optimizer.state[self._params[name]]
             state[slot] = value if slot == "step" else value.to(self._device)
+        self.method.load_state_dict(_under("method.", tensors))
+        self.consolidator.load_state_dict(_under("consolidator.", tensors))
         torch.set_rng_state(tensors["rng.cpu"])
         if "rng.cuda" in tensors and self._device.type == "cuda":
             torch.cuda.set_rng_state(tensors["rng.cuda"], self._device)
         self.epoch, self.step_in_epoch = manifest["epoch"], manifest["step_in_epoch"]
         self.best = -math.inf if manifest["best"] is None else manifest["best"]
 
-    def _check(self, path: Path, manifest: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def _check(self, path: str, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         found_format = manifest.get("format")
         if found_format != STATE_FORMAT:
             raise TrainingError(f"{path} has format {found_format}; this one reads {STATE_FORMAT}")

@@ -1,4 +1,7 @@
-"""The visual encoders: frozen timm backbones that give a grid of tokens and earlier maps."""
+"""The visual encoders: frozen timm backbones that give a grid of tokens and earlier maps.
+
+Here is the ViT; `pyramid` has those whose maps shrink from stage to stage.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.efficientnet import EfficientNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .lora import base_state, inject
 from .pretrained import TensorDict, check_tensors
@@ -65,71 +67,38 @@ class VitEncoder(nn.Module):
         self.skip_dims = (self.token_dim,) * len(self.skip_blocks)
         inject(self.backbone, *lora)
 
-    def forward(self, frames: Tensor) -> VisualFeatures:
-        """Encodes normalised pictures (B, 3, H, W), H and W multiples of 16."""
-        blocks = sorted(self.skip_blocks)
-        tokens, maps = cast(
-            "tuple[Tensor, list[Tensor]]",
-            self.backbone.forward_intermediates(frames, indices=blocks, output_fmt="NCHW"),
-        )  # (B, 1 + h·w, D), (B, D, h, w) each
-        grid = tokens[:, self.backbone.num_prefix_tokens :].unflatten(1, maps[0].shape[-2:])
-        return VisualFeatures(grid, tuple(maps[blocks.index(i)] for i in self.skip_blocks))
-
-
-class CnnEncoder(nn.Module):
-    """A timm EfficientNet and a trainable neck.
-
-    The neck projects the maps of stride 16 and 32 to one grid of tokens at stride 16; the maps of
-    stride 8 and 4 are the skips.
-    """
-
-    def __init__(self, backbone: EfficientNet, dim: int, lora: LoraSpec) -> None:
-        """Takes the last map of each stride.
+    def forward(self, frames: Tensor, extra: Tensor | None = None) -> VisualFeatures:
+        """Encodes normalised pictures (B, 3, H, W), H and W multiples of 16.
 
         Args:
-            backbone: a network of timm's; its head is dropped.
-            dim: size of a token.
-            lora: where LoRA sits.
+            frames: the pictures.
+            extra: tokens (B, n, D) that pass through all blocks beside the picture's, without a
+                position, and are dropped afterwards.
         """
-        super().__init__()
-        for part in ("conv_head", "bn2", "global_pool", "classifier"):
-            setattr(backbone, part, nn.Identity())
-        self.backbone = backbone
-        stages = _stages(backbone)
-        last = {stride: i for i, (stride, _) in enumerate(stages)}
-        self._strides = {last[stride]: stride for stride in (4, 8, 16, 32)}
-        channels = {stride: stages[i][1] for i, stride in self._strides.items()}
-        self.token_dim = dim
-        self.skip_dims = (channels[8], channels[4])
-        self.fine = nn.Conv2d(channels[16], dim, 1)
-        self.coarse = nn.Conv2d(channels[32], dim, 1)
-        self.norm = nn.LayerNorm(dim)
-        inject(backbone, *lora)
+        tokens, maps = self._encode(frames, extra)
+        grid = tokens[:, self.backbone.num_prefix_tokens :].unflatten(1, maps[0].shape[-2:])
+        return VisualFeatures(grid, maps)
 
-    def forward(self, frames: Tensor) -> VisualFeatures:
-        """Encodes normalised pictures (B, 3, H, W)."""
-        x = self.backbone.bn1(self.backbone.conv_stem(frames))
+    def class_token(self, frames: Tensor) -> Tensor:
+        """(B, D): what the last norm makes of the class token of normalised pictures."""
+        return self._encode(frames, None)[0][:, 0]
+
+    def _encode(self, frames: Tensor, extra: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Class token and picture after the last norm (B, 1 + h·w, D), and the skips."""
+        vit, first = self.backbone, self.backbone.num_prefix_tokens
+        h, w = vit.patch_embed.dynamic_feat_size((frames.shape[2], frames.shape[3]))
+        last = first + h * w
+        x = vit.patch_embed(frames)
+        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(x)))  # pyright: ignore[reportPrivateUsage]
+        if extra is not None:
+            x = torch.cat([x, extra], dim=1)  # (B, 1 + h·w + n, D)
         maps: dict[int, Tensor] = {}
-        for i, stage in enumerate(self.backbone.blocks):
-            x = stage(x)
-            if i in self._strides:
-                maps[self._strides[i]] = x
-        fine, coarse = self.fine(maps[16]), self.coarse(maps[32])
-        coarse = F.interpolate(coarse, fine.shape[-2:], mode="bilinear", align_corners=False)
-        tokens = self.norm((fine + coarse).permute(0, 2, 3, 1))  # (B, h, w, D)
-        return VisualFeatures(tokens, (maps[8], maps[4]))
-
-
-def _stages(backbone: EfficientNet) -> list[tuple[int, int]]:
-    """(stride, channels) of the map after each stage."""
-    stages: list[tuple[int, int]] = []
-    stride, channels = 2, 0
-    for stage in backbone.blocks:
-        for layer in stage.modules():
-            if isinstance(layer, nn.Conv2d):
-                stride, channels = stride * layer.stride[0], layer.out_channels
-        stages.append((stride, channels))
-    return stages
+        for i, block in enumerate(vit.blocks):
+            x = block(x)
+            if i in self.skip_blocks:
+                grid = x[:, first:last].unflatten(1, (h, w))
+                maps[i] = grid.permute(0, 3, 1, 2).contiguous()  # (B, D, h, w)
+        return vit.norm(x)[:, :last], tuple(maps[i] for i in self.skip_blocks)
 
 
 def efficientnet_lite0() -> EfficientNet:

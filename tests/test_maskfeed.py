@@ -227,7 +227,7 @@ def test_a_picture_with_one_sound_is_segmented_as_the_network_does(network):
 
 def test_the_objective_reaches_all_that_trains(network):
     batch = next(iter(feed(network)(0, 0)))
-    mask_objective(network)(batch)["loss"].backward()
+    mask_objective(network)(batch).terms["loss"].backward()
     idle = [
         name
         for name, p in network.named_parameters()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from atlasd.model.metrics import (
     FrameScores,
     f_curves,
     f_measure_at,
     f_measure_batch,
     f_measure_dataset,
+    f_measure_pooled,
+    frame_dice,
     frame_iou,
     mean_iou,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sklearn.metrics import fbeta_score, jaccard_score
+from sklearn.metrics import average_precision_score, f1_score, fbeta_score, jaccard_score
 
 THRESHOLDS = np.linspace(0, 1 - 1e-10, 255)
 
@@ -116,6 +119,17 @@ def test_the_conventions_at_the_edges():
     assert f_measure_dataset(as_probs(none), half) == pytest.approx(0.65 / 1.15)
 
 
+def test_dice_is_scikit_learns_f1_and_all_or_nothing_where_the_truth_is_empty():
+    probs, truth = frames(6, empty=[1, 4])
+    probs[4] = 0.1
+    pred = probs > 0.5
+    assert pred[1].any()
+    scores = frame_dice(pred, truth)
+    assert (scores[1], scores[4]) == (0, 1)
+    for i in (0, 2, 3, 5):
+        assert scores[i] == pytest.approx(f1_score(truth[i].ravel(), pred[i].ravel()), abs=1e-12)
+
+
 masks = hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6))
 
 
@@ -170,8 +184,120 @@ def test_scores_added_in_parts_equal_scores_of_the_whole():
     assert (scores.empty == ~some).all()
 
 
-def test_no_frames_give_nan_and_not_an_error():
-    summary = FrameScores().summary()
+DETAILS = ("Dice", "AP", "AUPR", "F_max")
+
+
+def added(probs, truth, *, parts=1, full=True):
+    scores = FrameScores(full=full)
+    for some in np.array_split(np.arange(len(probs)), parts):
+        scores.add(probs[some], truth[some])
+    return scores
+
+
+def test_full_scores_of_each_frame_can_be_had_by_name_and_on_average():
+    probs, truth = frames(7, n=9, empty=[3, 7])
+    scores = added(probs, truth, parts=3)
+    columns = scores.per_frame()
+    assert set(columns) == {"empty", "J", "F_at", "marked", *DETAILS}
+    assert all(len(column) == 9 for column in columns.values())
+    some = ~columns["empty"]
+    assert np.flatnonzero(~some).tolist() == [3, 7]
+    expected = [
+        average_precision_score(truth[i].ravel(), probs[i].ravel()) for i in some.nonzero()[0]
+    ]
+    np.testing.assert_allclose(columns["AP"][some], expected, atol=1e-12)
+    for name in ("AP", "AUPR", "F_max", "F_at"):
+        assert (np.isnan(columns[name]) == ~some).all()
+    np.testing.assert_array_equal(columns["J"], frame_iou(probs > 0.5, truth))
+    np.testing.assert_array_equal(columns["Dice"], frame_dice(probs > 0.5, truth))
+
+    summary = scores.summary()
+    assert summary["AP"] == pytest.approx(np.mean(expected), abs=1e-12)
+    for name in ("AUPR", "F_max"):
+        assert summary[name] == pytest.approx(columns[name][some].mean(), abs=1e-12)
+    assert summary["Dice_object"] == pytest.approx(columns["Dice"][some].mean(), abs=1e-12)
+    assert summary["Dice_empty"] == 0  # both have pixels marked
+
+
+def test_what_was_not_asked_for_is_not_kept():
+    probs, truth = frames(8)
+    scores = added(probs, truth, full=False)
+    assert set(scores.per_frame()) == {"empty", "J", "F_at", "marked"}
+    assert set(scores.summary()) == {"J", "J_object", "J_empty", "F", "F_at", "quiet", "frames"}
+
+
+def test_a_frames_best_f_is_at_least_that_at_any_of_the_255_thresholds():
+    probs, truth = frames(9, n=8)
+    best = added(probs, truth).per_frame()["F_max"]
+    at_thresholds = f_curves(probs, truth).max(axis=1)
+    assert (best >= at_thresholds - 1e-12).all()
+    assert (best > at_thresholds + 1e-9).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 9), st.integers(0, 2**32 - 1))
+def test_scores_in_parts_or_merged_equal_scores_at_once(parts, cut, seed):
+    probs, truth = frames(seed, n=9, size=6, empty=[2, 8])
+    whole = added(probs, truth)
+    merged = added(probs[:cut], truth[:cut])
+    merged.merge(added(probs[cut:], truth[cut:]))
+    for scores in (added(probs, truth, parts=parts), merged):
+        for name, column in whole.per_frame().items():
+            np.testing.assert_array_equal(scores.per_frame()[name], column, err_msg=name)
+        np.testing.assert_array_equal(scores.curves, whole.curves)
+        assert scores.summary() == whole.summary()
+
+
+def test_scores_of_another_kind_are_not_merged():
+    with pytest.raises(ValueError, match=r"\(0.5, True\) cannot take in those of \(0.5, False\)"):
+        FrameScores(full=True).merge(FrameScores())
+    with pytest.raises(ValueError, match=r"0\.4"):
+        FrameScores().merge(FrameScores(0.4))
+
+
+def test_f_of_cells_can_be_pooled_and_taken_by_batch():
+    probs, truth = frames(10, n=10, empty=[0, 1, 6])
+    cells = [added(probs[s], truth[s], full=False) for s in (slice(2), slice(2, 5), slice(5, 10))]
+    assert [cell.objects for cell in cells] == [0, 3, 4]
+    assert not cells[0].curve_sum.any()
+    pooled = f_measure_pooled([c.curve_sum for c in cells], [c.objects for c in cells])
+    assert pooled == pytest.approx(f_measure_dataset(probs, truth), abs=1e-12)
+    assert np.isnan(f_measure_pooled([cells[0].curve_sum], [0]))
+    assert np.isnan(f_measure_pooled([], []))
+    with pytest.raises(ValueError, match="1 sums of curves with 2 counts"):
+        f_measure_pooled([cells[0].curve_sum], [0, 1])
+    whole = added(probs, truth, parts=4)
+    for size in (1, 3, 10):
+        assert whole.f_batch(size) == f_measure_batch(probs, truth, size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_score_as_arrays_do(dtype):
+    probs, truth = frames(11, empty=[2])
+    tensor = torch.from_numpy(probs).to(dtype).requires_grad_()
+    scores = FrameScores(full=True)
+    scores.add(tensor, torch.from_numpy(truth))
+    expected = added(tensor.detach().float().numpy(), truth).per_frame()
+    for name, column in scores.per_frame().items():
+        np.testing.assert_array_equal(column, expected[name], err_msg=name)
+
+
+def test_frames_that_are_refused_leave_nothing_behind():
+    probs, truth = frames(12, empty=[1])
+    scores = added(probs, truth)
+    before = scores.summary()
+    broken = probs.copy()
+    broken[3, 0, 0] = np.nan
+    for bad, error in ((broken, "probabilities"), (probs.astype(np.float64), "float64")):
+        with pytest.raises(ValueError, match=error):
+            scores.add(bad, truth)
+    assert scores.summary() == before
+    assert all(len(column) == 6 for column in scores.per_frame().values())
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_frames_give_nan_and_not_an_error(full):
+    summary = FrameScores(full=full).summary()
     assert summary.pop("frames") == 0
     assert np.isnan(list(summary.values())).all()
     assert np.isnan(mean_iou(np.zeros((0, 2, 2), bool), np.zeros((0, 2, 2), bool)))

@@ -210,7 +210,7 @@ def test_the_tagging_loss_is_a_sum_of_cross_entropies_and_of_the_features_square
     batch = {k: torch.tensor(v).float() for k, v in named.items()}
     batch |= {"known": torch.tensor(known), "hinted": torch.tensor(hinted)}
     batch |= {"mel": torch.tensor(logits).float()[:, None, None]}
-    terms = {k: float(v) for k, v in tagging_loss(Straight())(batch).items()}
+    terms = {k: float(v) for k, v in tagging_loss(Straight())(batch).terms.items()}
     assert terms["tags"] == pytest.approx(ce[known, :4].sum() / 2, rel=1e-5)
     assert terms["teacher"] == pytest.approx(ce[:, 4:].sum() / 3, rel=1e-5)
     assert terms["hints"] == pytest.approx(error, rel=1e-5)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from atlasd.model.training import Settings, Trainer, TrainingError, fit
+from atlasd.model.training import Outcome, Settings, Trainer, TrainingError, fit
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -40,7 +40,7 @@ def trainer(folder=None, **settings):
     torch.manual_seed(7)
     network = Network()
     options = Settings(**({"epochs": 4, "lr": 1e-2, "average": 0.9, "clip_norm": 5.0} | settings))
-    loss = lambda batch: {"loss": F.mse_loss(network(batch["x"]), batch["y"])}  # noqa: E731
+    loss = lambda batch: Outcome({"loss": F.mse_loss(network(batch["x"]), batch["y"])})  # noqa: E731
     return Trainer(network, loss, options, STEPS, folder)
 
 
@@ -176,7 +176,7 @@ def test_nan_stops_with_the_batch_saved_and_the_weights_untouched(tmp_path):
 
 def test_an_infinite_gradient_of_a_finite_loss_stops_too():
     run = trainer()
-    run._loss = lambda batch: {"loss": run.network.out.weight.abs().sum().mul(0).sqrt()}
+    run._loss = lambda batch: Outcome({"loss": run.network.out.weight.abs().sum().mul(0).sqrt()})
     with pytest.raises(TrainingError, match="a gradient is not finite"):
         run.step(next(iter(feed(0, 0))))
 
@@ -232,4 +232,9 @@ def test_settings_out_of_bounds_are_named(bad):
 
 def test_a_network_without_trainable_parameters_is_refused():
     with pytest.raises(ValueError, match="no trainable parameter"):
-        Trainer(nn.Linear(2, 2).requires_grad_(requires_grad=False), lambda _: {}, Settings(), 1)
+        Trainer(
+            nn.Linear(2, 2).requires_grad_(requires_grad=False),
+            lambda _: Outcome({}),
+            Settings(),
+            1,
+        )

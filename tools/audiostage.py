@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..model import checkpoints
-from ..model.atlas import Atlas
 from ..model.audio import AudioCnn, AudioTagger
+from ..model.network import Network
 from ..model.pretrained import check_tensors
 from ..model.training import Settings, Trainer, fit
 from ..streams import catalogue, corpus
@@ -33,7 +33,7 @@ _AUDIO = "audio."
 
 
 def train_audio(
-    options: TrainOptions, network: Atlas, roots: Sequence[Path], log: TrainLog
+    options: TrainOptions, network: Network, roots: Sequence[Path], log: TrainLog
 ) -> None:
     """Train the network's audio encoder as a tagger and leave it in ``audio.safetensors``."""
     preset = network.preset

@@ -27,7 +27,7 @@ from ..daemon.latency import Latencies
 from ..daemon.pipeline import Pipeline, PipelineOptions, Result
 from ..daemon.publisher import Publisher
 from ..daemon.results import mask_message
-from ..model.atlas import Atlas
+from ..model.network import Network
 from ..model.presets import WeightsError, build
 from ..streams.clips import Sample
 from ..streams.files import open_source
@@ -191,7 +191,7 @@ def bench_pipeline(
     return report
 
 
-def _network(preset: str) -> Atlas:
+def _network(preset: str) -> Network:
     """The shipped network, or a random one: speed does not depend on the weights."""
     try:
         return build(preset)

@@ -260,6 +260,76 @@ def train(
     typer.echo(f"the best weights: {fit(TrainOptions(**options))}")
 
 
+@app.command()
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder of all runs; what is there is not made again.")],
+    grid: Annotated[
+        Path | None,
+        typer.Argument(help="A grid of runs in YAML: base, systems, axes (docs/evaluate.md)."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A data set in AVSBench's layout; also over the grid's.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Of model/methods; several: one run each.")
+    ] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="til, cil, dil, task-free; several: one run each.")
+    ] = None,
+    order: Annotated[
+        list[str] | None, typer.Option(help="random, similarity; several: one run each.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Several: one run each.")] = None,
+    schedule: Annotated[
+        Literal["epochs", "stream"] | None,
+        typer.Option(help="stream: one pass in the order of arrival, as the daemon learns."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="Any other key of a run, as in the grid's base.",
+        ),
+    ] = None,
+    methods: Annotated[
+        list[Path] | None, typer.Option(help="A folder with methods of your own.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: this one alone.")] = 0,
+    device: Annotated[
+        list[str] | None, typer.Option(help="GPUs to deal workers to: cuda:0, cuda:1.")
+    ] = None,
+    cache_gb: Annotated[
+        float, typer.Option(min=0, help="For decoded clips and encoded sounds, on disk.")
+    ] = 10.0,
+    checked: Annotated[
+        bool, typer.Option(help="Do not read all of the data first to see that it is sound.")
+    ] = False,
+) -> None:
+    """Replay continual-learning protocols and score them; killed, it goes on where it was."""
+    from .evaluate import Options
+    from .evaluate import evaluate as make
+    from .runspec import grid_of
+
+    axes = {"method": method, "protocol": protocol, "order": order, "seed": seed}
+    specs = grid_of(
+        grid,
+        data=data,
+        axes={name: values for name, values in axes.items() if values},
+        overrides=[*(overrides or ()), *([f"schedule={schedule}"] if schedule else ())],
+    )
+    options = Options(
+        out,
+        workers=workers,
+        devices=tuple(device or ()),
+        methods=tuple(methods or ()),
+        cache_gb=cache_gb,
+        checked=checked,
+    )
+    raise typer.Exit(0 if make(specs, options) else 1)
+
+
 @dataset_app.command("build")
 def dataset_build(
     folder: Annotated[Path, typer.Argument(help="Where the data set is to stand.")],
@@ -401,6 +471,19 @@ def bench_pipeline(
         preset, pairs=pairs, frames=frames, threads=threads, device=device, json_path=json_path
     )
     raise typer.Exit(0 if report.passed else 1)
+
+
+@bench_app.command("metrics")
+def bench_metrics(
+    frames: Annotated[int, typer.Option(min=1, help="Of 224 x 224 pixels.")] = 1000,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Also write the report here.")
+    ] = None,
+) -> None:
+    """Compare AP, AUPR and the best F with scikit-learn's, on the same predictions."""
+    from .metricsbench import bench_metrics as compare
+
+    raise typer.Exit(0 if compare(frames, json_path=json_path).passed else 1)
 
 
 @config_app.command("check")

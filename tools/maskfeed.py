@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..model.atlas import Atlas
 from ..model.audio import AudioFeatures
 from ..model.checkpoints import read_tensors, tensor_hash, write_tensors
 from ..model.losses import CLASS_WEIGHT, NO_LABEL, total_loss
-from ..model.training import Batch
+from ..model.network import Network
+from ..model.training import Batch, LossFunction, Outcome
 from ..streams.avsbench import frame_times_s, windows_at
 from ..streams.sounds import noise
 from .augmentation import mixed, spliced, varied_mel
@@ -205,7 +205,7 @@ class SoundFeatures:
 
 
 def cast_items(
-    casting: Casting, network: Atlas, *, variants: int, seed: int, progress: Callable[[], None]
+    casting: Casting, network: Network, *, variants: int, seed: int, progress: Callable[[], None]
 ) -> tuple[list[Item], Callable[[], SoundFeatures]]:
     """Draw ``variants`` items of every scene.
 
@@ -240,7 +240,7 @@ def cast_items(
 
 @torch.no_grad()
 def _encode(
-    network: Atlas, heard: Sequence[Heard], window_s: float, rng: np.random.Generator
+    network: Network, heard: Sequence[Heard], window_s: float, rng: np.random.Generator
 ) -> AudioFeatures:
     """Encode sounds; three quarters of them are varied first."""
     one = network.log_mel(torch.from_numpy(np.stack([h.first for h in heard])))[:, 0]
@@ -270,7 +270,7 @@ def cached_features(
     return features
 
 
-def encoder_key(network: Atlas) -> str:
+def encoder_key(network: Network) -> str:
     """Names the audio encoder's weights."""
     return tensor_hash(network.audio.state_dict())
 
@@ -394,14 +394,14 @@ def _thinned(features: Tensor, share: float, rng: np.random.Generator) -> Tensor
 
 
 def mask_objective(
-    network: Atlas, *, dice_weight: float = 1.0, class_weight: float = CLASS_WEIGHT
-) -> Callable[[Batch], dict[str, Tensor]]:
+    network: Network, *, dice_weight: float = 1.0, class_weight: float = CLASS_WEIGHT
+) -> LossFunction:
     """The network's loss on the batches of a `MaskFeed`; the weights are `total_loss`'s."""
 
-    def loss(batch: Batch) -> dict[str, Tensor]:
+    def loss(batch: Batch) -> Outcome:
         audio = AudioFeatures(batch["tokens"], batch["embedding"])
         out = segment_each(network, batch["images"], audio)
-        return total_loss(
+        terms = total_loss(
             out,
             batch["masks"],
             batch["valid"],
@@ -409,5 +409,6 @@ def mask_objective(
             dice_weight=dice_weight,
             class_weight=class_weight,
         )
+        return Outcome(terms, out)
 
     return loss

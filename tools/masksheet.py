@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..model.atlas import Atlas
 from ..model.metrics import FrameScores
+from ..model.network import Network
 from ..streams.avsbench import Entry
 from .overlay import TRUTH, blend, contact_sheet
 from .score import encode_voices
@@ -27,7 +27,7 @@ class _Shown(NamedTuple):
     iou: float
 
 
-def mask_sheet(network: Atlas, entries: Sequence[Entry], count: int = 40) -> Image.Image:
+def mask_sheet(network: Network, entries: Sequence[Entry], count: int = 40) -> Image.Image:
     """Draw clips at even steps of their rank by IoU, one picture of each, the worst first.
 
     Args:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..model import checkpoints
-from ..model.atlas import Atlas
 from ..model.audio import AudioFeatures
+from ..model.network import Network
 from ..model.training import Settings, Trainer, fit
 from ..streams import corpus
 from ..streams.avsbench import Entry
@@ -36,7 +36,7 @@ _SHOWN = 6
 
 
 def train_masks(
-    options: TrainOptions, network: Atlas, roots: Sequence[Path], log: TrainLog
+    options: TrainOptions, network: Network, roots: Sequence[Path], log: TrainLog
 ) -> Path:
     """Train everything but the frozen parts, and return the folder of the best checkpoint."""
     scenes = _scenes(read_entries(roots, "train"), network, log, "train")
@@ -99,7 +99,7 @@ def train_masks(
 
 
 def _scenes(
-    subsets: Sequence[Sequence[Entry]], network: Atlas, log: TrainLog, name: str
+    subsets: Sequence[Sequence[Entry]], network: Network, log: TrainLog, name: str
 ) -> list[Scene]:
     bar = log.task(f"reading {name} clips", sum(map(len, subsets)))
     preset = network.preset
@@ -110,7 +110,7 @@ def _scenes(
 
 
 def _mask_feed(
-    options: TrainOptions, network: Atlas, scenes: Sequence[Scene], log: TrainLog
+    options: TrainOptions, network: Network, scenes: Sequence[Scene], log: TrainLog
 ) -> MaskFeed:
     preset = network.preset
     strangers = (
@@ -159,7 +159,7 @@ def _line(epoch: int, result: Scored) -> str:
 
 
 def _pictures(
-    network: Atlas, scenes: Sequence[Scene], heard: Sequence[AudioFeatures]
+    network: Network, scenes: Sequence[Scene], heard: Sequence[AudioFeatures]
 ) -> NDArray[np.uint8]:
     """A strip: pictures with the true mask above, with the predicted one below."""
     columns: list[NDArray[np.uint8]] = []

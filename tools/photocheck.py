@@ -23,8 +23,8 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from ..model.atlas import Atlas
 from ..model.audio import AudioFeatures
+from ..model.network import Network
 from ..model.presets import build, load
 from ..streams import catalogue, photos
 from ..streams.avsbench import frame_times_s, windows_at
@@ -72,7 +72,7 @@ class Trial:
 
 
 def encode_sounds(
-    network: Atlas, sources: Iterable[Source], *, performances: int = 4, seed: int = 0
+    network: Network, sources: Iterable[Source], *, performances: int = 4, seed: int = 0
 ) -> dict[str, AudioFeatures]:
     """Perform sounds of each category and encode a second of each.
 
@@ -102,12 +102,12 @@ def encode_sounds(
 
 
 @torch.no_grad()
-def _encoded(network: Atlas, windows: NDArray[np.float32]) -> AudioFeatures:
+def _encoded(network: Network, windows: NDArray[np.float32]) -> AudioFeatures:
     return network.encode_audio(network.log_mel(torch.from_numpy(windows)))
 
 
 def check(
-    network: Atlas,
+    network: Network,
     pictures: Sequence[Photo],
     sounds: Mapping[str, AudioFeatures],
     *,
@@ -166,7 +166,7 @@ def _joined(features: Iterable[AudioFeatures]) -> AudioFeatures:
 
 @torch.no_grad()
 def _predicted(
-    network: Atlas, photo: Photo, heard: Mapping[Heard, AudioFeatures]
+    network: Network, photo: Photo, heard: Mapping[Heard, AudioFeatures]
 ) -> dict[Heard, NDArray[np.float32]]:
     """Probabilities (K, H, W) by what was heard."""
     size = (network.preset.image_px, network.preset.image_px)

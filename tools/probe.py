@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..model.atlas import Atlas
+from ..model.network import Network
 from ..streams import catalogue
 from ..streams.packages import obtain
 from ..streams.sounds import Sound, Take, read_sources
@@ -71,7 +71,7 @@ class Told:
 
 @torch.no_grad()
 def hear(
-    network: Atlas,
+    network: Network,
     packages: Path | None,
     splits: Sequence[str],
     progress: Callable[[], None] = lambda: None,

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..model.atlas import Atlas
 from ..model.audio import AudioFeatures
 from ..model.metrics import FrameScores
+from ..model.network import Network
 from ..streams.avsbench import Entry, frame_times_s, windows_at
 from .voices import Scene, Voice, predicted, read_scenes
 
@@ -49,7 +49,7 @@ class Scored:
 
 
 def encode_voices(
-    network: Atlas, scenes: Sequence[Scene], sound: Sound = "own", seed: int = 0
+    network: Network, scenes: Sequence[Scene], sound: Sound = "own", seed: int = 0
 ) -> list[AudioFeatures]:
     """Audio features of every picture of every voice.
 
@@ -96,7 +96,7 @@ def _donors(voices: Sequence[Voice], seed: int) -> dict[str, Voice]:
 
 
 def score(
-    network: Atlas,
+    network: Network,
     scenes: Sequence[Scene],
     features: Sequence[AudioFeatures],
     *,
@@ -184,7 +184,7 @@ def nulls(value: object) -> object:
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
-def report(network: Atlas, entries: Sequence[Entry]) -> dict[str, object]:
+def report(network: Network, entries: Sequence[Entry]) -> dict[str, object]:
     """Score clips with their own sound, with none and with another clip's.
 
     Args:

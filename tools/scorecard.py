@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..model.atlas import Atlas
+from ..model.network import Network
 from ..model.presets import build, load
 from ..streams.avsbench import AVSBench, Entry, Split
 from ..streams.avslayout import find_subset
@@ -129,7 +129,7 @@ def score_sounds(
     return told
 
 
-def _network(weights: Path | None, preset: str) -> Atlas:
+def _network(weights: Path | None, preset: str) -> Network:
     return build(preset) if weights is None else load(weights)
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..model.training import Batch
+from ..model.training import Batch, LossFunction, Outcome
 from .augmentation import FLOOR_DB, mixed, spliced, varied_mel, varied_wave
 from .tagger import Taught
 
@@ -316,9 +316,7 @@ def _silence(windows: Batch, chosen: Tensor) -> None:
     windows["teacher"][chosen] = 0
 
 
-def tagging_loss(
-    tagger: nn.Module, teacher_weight: float = 1.0
-) -> Callable[[Batch], dict[str, Tensor]]:
+def tagging_loss(tagger: nn.Module, teacher_weight: float = 1.0) -> LossFunction:
     """The loss of a tagger on the batches of a `SoundFeed`.
 
     Binary cross-entropies, each summed over the outputs and averaged over the windows: categories
@@ -326,7 +324,7 @@ def tagging_loss(
     mixed or cut since the teacher heard them, the mean squared error of its features.
     """
 
-    def loss(batch: Batch) -> dict[str, Tensor]:
+    def loss(batch: Batch) -> Outcome:
         logits = tagger(batch["mel"]).float()
         C = batch["anywhere"].shape[1]
         known = batch["known"].float()
@@ -346,7 +344,7 @@ def tagging_loss(
             terms["hints"] = (error * hinted).sum() / hinted.sum().clamp(min=1)
             lessons = terms["teacher"] + HINT_WEIGHT * terms["hints"]
             terms["loss"] = terms["loss"] + teacher_weight * lessons
-        return terms
+        return Outcome(terms)
 
     return loss
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from ..model.atlas import Atlas
 from ..model.audio import AudioCnn
+from ..model.network import Network
 from ..model.presets import PRESETS, build
 from ..streams.toyworld import CATEGORIES as TOY_CATEGORIES
 from ..streams.toyworld import write_dataset
@@ -139,7 +139,7 @@ def _encoder_file(options: TrainOptions) -> Path | None:
     return own if options.resume and own.exists() else None
 
 
-def _network(options: TrainOptions) -> Atlas:
+def _network(options: TrainOptions) -> Network:
     """What training starts from, with the encoder that is there already, if one is."""
     if options.start is not None:
         return build(
@@ -165,7 +165,7 @@ def _network(options: TrainOptions) -> Atlas:
     return network
 
 
-def _needs_audio_stage(options: TrainOptions, network: Atlas) -> bool:
+def _needs_audio_stage(options: TrainOptions, network: Network) -> bool:
     if (
         options.start is not None
         or options.stages == "masks"

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..model.atlas import Atlas, Output
 from ..model.audio import AudioFeatures
+from ..model.network import Network, Output
 from ..streams.avsbench import Entry
 
 
@@ -90,7 +90,7 @@ def _voice(entry: Entry, size_px: int, sample_rate_hz: int) -> Voice:
     )
 
 
-def segment_each(network: Atlas, images: Tensor, audio: AudioFeatures) -> Output:
+def segment_each(network: Network, images: Tensor, audio: AudioFeatures) -> Output:
     """Run the network on pictures that have several sounds each.
 
     Args:
@@ -109,7 +109,7 @@ def segment_each(network: Atlas, images: Tensor, audio: AudioFeatures) -> Output
 
 @torch.no_grad()
 def predicted(
-    network: Atlas, scene: Scene, audio: AudioFeatures, chosen: Sequence[int]
+    network: Network, scene: Scene, audio: AudioFeatures, chosen: Sequence[int]
 ) -> NDArray[np.float32]:
     """Segment pictures of a scene, each with each of its voices.
 

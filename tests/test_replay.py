@@ -1,0 +1,279 @@
+"""A run of the evaluator: scored against a reference, resumed bit for bit, told apart, bounded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from atlasd.model.checkpoints import read_tensors
+from atlasd.model.training import TrainingError
+from atlasd.streams.avsbench import AVSBench
+from atlasd.streams.manifest import Manifest
+from atlasd.streams.toyworld import write_dataset
+from atlasd.tools.diskcache import DiskCache
+from atlasd.tools.replay import make_network, replay
+from atlasd.tools.runfolder import RunError, RunFolder
+from atlasd.tools.runspec import RunSpec
+from sklearn.metrics import average_precision_score, jaccard_score
+
+SMALL = {
+    "network": "tiny",
+    "random": True,
+    "split": "6-1",
+    "epochs": 1,
+    "batch": 8,
+    "score_px": 64,
+    "variants": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "toy"
+    counts = {"train": 2, "val": 1, "test": 1}
+    return write_dataset(root, counts, ms3_counts={"train": 6, "val": 3, "test": 3}, size_px=64)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return DiskCache(tmp_path_factory.mktemp("cache"), 1 << 30)
+
+
+def spec(data, **changes):
+    return RunSpec(**({"data": data, "method": "atlas", **SMALL} | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(data, cache, tmp_path_factory):
+    """A finished run of three tasks."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    replay(spec(data), folder, cache=cache)
+    return folder
+
+
+def test_a_frame_is_scored_as_scikit_learn_scores_what_the_network_says(whole, data):
+    """The network is put together anew from the boundary and fed by the data set's own reader."""
+    last = Manifest.read(whole / "manifest.json").tasks[-1]
+    tensors, metadata = read_tensors(whole / "boundary.safetensors")
+    network = make_network(spec(data), "lora")
+    network.grow(json.loads(metadata["boundary"])["categories"])
+    own = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if name.startswith("network."):
+                own[name.removeprefix("network.")].copy_(value)
+    rows, _ = RunFolder(whole).read_frames(last.index)
+    entries = {f"s4/test/{e.name}": e for e in AVSBench(data, "s4").clips("test")}
+    clip = next(clip for clip in last.test if entries[clip].kind != "negative")
+    frames = torch.from_numpy(entries[clip].frames(64))
+    waves = torch.from_numpy(entries[clip].windows(1.0, network.preset.sample_rate_hz))
+    with torch.no_grad():
+        out = network(network.normalise(frames), network.log_mel(waves))
+    probs = torch.sigmoid(out.mask_logits).numpy()
+    truth = entries[clip].masks(64)[0].astype(bool)
+    found = {row.frame: row for row in rows if row.clip == clip}
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    for k, row in found.items():
+        expected = average_precision_score(truth[k].ravel(), probs[k].ravel())
+        assert pytest.approx(expected, abs=1e-5) == row.AP
+        iou = jaccard_score(truth[k].ravel(), probs[k].ravel() > 0.5, zero_division=0)
+        assert pytest.approx(iou, abs=1e-5) == row.J
+
+
+def test_cells_are_means_over_their_frames(whole):
+    result = json.loads((whole / "metrics.json").read_text())
+    files = RunFolder(whole)
+    for after in range(3):
+        rows, _ = files.read_frames(after)
+        for task in range(min(after + 2, 3)):
+            values = [r.AP for r in rows if r.test_task == task and not np.isnan(r.AP)]
+            cell = result["measures"]["AP"]["matrix"][after][task]
+            assert cell == pytest.approx(np.mean(values))
+    assert result["measures"]["AP"]["matrix"][0][2] is None
+    assert all(v is not None for v in result["measures"]["AP"]["untrained"])
+
+
+def test_a_finished_run_is_not_made_again(whole, data):
+    before = (whole / "metrics.json").stat().st_mtime_ns
+    result = replay(spec(data), whole)
+    assert (whole / "metrics.json").stat().st_mtime_ns == before
+    assert result["run"]["hash"] == spec(data).hash
+
+
+class StopError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 7, 9])
+@pytest.mark.parametrize("method", ["atlas", "ewc", "lwf"])
+def test_a_run_that_is_cut_short_anywhere_ends_as_one_that_is_not(
+    method, stop, data, cache, tmp_path
+):
+    calls = 0
+
+    def interrupt(_what, _share):
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise StopError
+
+    told = spec(data, method=method, epochs=2, split="4-4")
+    expected = tmp_path.parent / f"{method}-expected"
+    if not (expected / "metrics.json").exists():
+        replay(told, expected, cache=cache)
+    with pytest.raises(StopError):
+        replay(told, tmp_path / "run", cache=cache, progress=interrupt)
+    replay(told, tmp_path / "run", cache=cache)
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (
+        expected / "metrics.json"
+    ).read_bytes()
+
+
+def test_a_stream_without_boundaries_resumes_with_its_optimizer(data, cache, tmp_path):
+    told = spec(
+        data, protocol="task-free", split="2-2", schedule="stream", consolidate="every:2", batch=2
+    )
+    whole = replay(told, tmp_path / "whole", cache=cache)
+    calls = 0
+
+    def interrupt(_what, _share):
+        nonlocal calls
+        calls += 1
+        if calls == 17:
+            raise StopError
+
+    with pytest.raises(StopError):
+        replay(told, tmp_path / "broken", cache=cache, progress=interrupt)
+    resumed = replay(told, tmp_path / "broken", cache=cache)
+    assert (tmp_path / "broken" / "metrics.json").read_bytes() == (
+        tmp_path / "whole" / "metrics.json"
+    ).read_bytes()
+    assert resumed["prequential"] == whole["prequential"]
+    assert whole["prequential"]["frames"] == 6 * 5, "each frame of the stream, once"
+    assert "groups" in whole
+    assert "class_cil" not in whole["measures"], "several sources have no label"
+
+
+def test_the_cache_changes_nothing(whole, data, tmp_path):
+    replay(spec(data), tmp_path / "bare")
+    assert (tmp_path / "bare" / "metrics.json").read_bytes() == (
+        whole / "metrics.json"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"protocol": "til"},
+        {"protocol": "cil", "order": "similarity", "blur": 100, "blur_disjoint": 0},
+        {"protocol": "dil", "split": "", "protocol_tasks": 1},
+        {"protocol": "task-free", "split": "2-2", "order": "similarity"},
+        {"trainable": "all"},
+        {"trainable": "decoder", "score_frames": "one", "score": "val"},
+        {"vary": {"conditioning": 0}, "clips_per_class": 1},
+    ],
+    ids=lambda changes: " ".join(map(str, changes.values())),
+)
+def test_every_kind_of_run_comes_to_an_end(changes, data, cache, tmp_path):
+    told = spec(data, **changes)
+    result = replay(told, tmp_path / "run", cache=cache)
+    assert 0 <= result["measures"]["AP"]["summary"]["AA"] <= 1
+    costs = json.loads((tmp_path / "run" / "costs.json").read_text())
+    assert costs["trained_parameters"] > 0
+    files = sorted(p.name for p in (tmp_path / "run" / "examples").iterdir())
+    with np.load(tmp_path / "run" / "examples" / files[-1], allow_pickle=False) as shown:
+        assert shown["images"].shape == (*shown["truth"].shape, 3)
+        assert shown["probs"].dtype == np.uint8
+
+
+def test_til_and_cil_learn_the_same_masks(data, cache, tmp_path):
+    """A mask has no class, so telling the task changes what the head says and nothing else."""
+    til = replay(spec(data, protocol="til"), tmp_path / "til", cache=cache)["measures"]
+    cil = replay(spec(data, protocol="cil"), tmp_path / "cil", cache=cache)["measures"]
+    assert til["AP"] == cil["AP"]
+    assert til["class_til"] == cil["class_til"]
+
+
+def test_protocols_start_from_a_network_that_knows_no_category(data):
+    """The shipped decoder has seen all of Open-AVS; runs must not start from it (design §4)."""
+    lite = make_network(spec(data, network="atlas-lite", random=False), "lora")
+    assert not lite.trained
+    assert lite.head is None
+    assert lite.preset.categories == ()
+    fresh = make_network(spec(data, network="atlas-lite", random=False), "lora")
+    other = make_network(spec(data, network="atlas-lite", random=False, seed=1), "lora")
+    for part in ("decoder", "fusion", "conditioning"):
+        states = [net.get_submodule(part).state_dict() for net in (lite, fresh, other)]
+        assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+        assert any(not torch.equal(states[0][n], states[2][n]) for n in states[0])
+    assert all(not bool(p.any()) for n, p in lite.named_parameters() if n.endswith("lora_B"))
+
+
+def test_another_configuration_in_the_folder_is_refused(whole, data):
+    with pytest.raises(RunError, match=r"differs in lr, .*|differs in .*lr"):
+        replay(spec(data, lr=0.5), whole)
+
+
+def test_a_folder_with_other_files_is_refused(data, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="other files"):
+        replay(spec(data), tmp_path)
+
+
+def test_nan_stops_a_run_with_its_batch_saved(data, cache, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "poison.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from ..method import Method\n\n"
+        "@dataclass(eq=False)\nclass Poison(Method):\n"
+        "    def extra_loss(self, batch, out):\n"
+        "        return {'poison': out.mask_logits.sum() * float('nan')}\n"
+    )
+    with pytest.raises(TrainingError, match="not finite"):
+        replay(spec(data, method="poison"), tmp_path / "run", methods=(own,), cache=cache)
+    assert (tmp_path / "run" / "bad-batch.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ten_kills_at_random_moments_change_no_byte(data, tmp_path):
+    """Real processes, SIGKILL; the moments come from a seed."""
+    told = ["--data", str(data), "--method", "atlas", "--protocol", "cil", "--checked"]
+    for key, value in (SMALL | {"split": "4-1", "epochs": 12}).items():
+        told += ["-s", f"{key}={str(value).lower()}"]
+
+    def command(out: Path) -> list[str]:
+        return [sys.executable, "-m", "atlasd.tools.cli", "evaluate", "--out", str(out), *told]
+
+    environ = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    began = time.monotonic()
+    subprocess.run(command(tmp_path / "whole"), check=True, env=environ, capture_output=True)
+    length = time.monotonic() - began
+    rng = np.random.default_rng(0)
+    finished = 0
+    for _ in range(10):
+        process = subprocess.Popen(
+            command(tmp_path / "killed"),
+            env=environ,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(timeout=float(rng.uniform(0.4, 0.8)) * length)
+            finished += 1
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    subprocess.run(command(tmp_path / "killed"), check=True, env=environ, capture_output=True)
+    paths = [next((tmp_path / name).rglob("metrics.json")) for name in ("whole", "killed")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert finished < 10, "some kills hit"

@@ -1,0 +1,96 @@
+"""Arrays on disk, by key, within a size bound."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+class DiskCache:
+    """Keeps what was slow to compute; the least recently used goes first.
+
+    Several processes may share a folder: what is there is whole, as files are renamed into place.
+    A file that cannot be read counts as missing, a disk that is full as nothing kept.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int) -> None:
+        """Args: ``most_bytes`` that all files together may take; 0 keeps nothing."""
+        self._folder = folder
+        self._most = most_bytes
+        self._size: int | None = None
+
+    def get(self, key: str, make: Callable[[], Mapping[str, NDArray[np.generic]]]) -> Arrays:
+        """The arrays of a key: out of the cache, else computed and kept.
+
+        Args:
+            key: names all that the arrays depend on.
+            make: computes them, by name.
+        """
+        if not self._most:
+            return dict(make())
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        path = self._folder / digest[:2] / f"{digest[2:34]}.npz"
+        found = _read(path)
+        if found is None:
+            found = dict(make())
+            self._write(path, found)
+        return found
+
+    def _write(self, path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        aside = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as file:
+                np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+            size = aside.stat().st_size
+            aside.replace(path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            return
+        if self._size is None:
+            self._size = sum(file.stat().st_size for file in self._files())
+        else:
+            self._size += size
+        if self._size > self._most:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Drop the least recently used files until a tenth of the bound is free."""
+        files: list[tuple[float, int, Path]] = []
+        for file in self._files():
+            try:
+                stat = file.stat()
+            except FileNotFoundError:
+                continue  # another process dropped it
+            files.append((stat.st_mtime, stat.st_size, file))
+        size = sum(bytes_ for _, bytes_, _ in files)
+        for _, bytes_, file in sorted(files):
+            if size <= 0.9 * self._most:
+                break
+            file.unlink(missing_ok=True)
+            size -= bytes_
+        self._size = size
+
+    def _files(self) -> list[Path]:
+        return list(self._folder.glob("*/*.npz"))
+
+
+def _read(path: Path) -> Arrays | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        os.utime(path)
+    except (OSError, ValueError, EOFError, KeyError):
+        return None
+    except Exception as error:  # zipfile.BadZipFile, zlib.error: a damaged file is a missing one
+        if type(error).__module__ in {"zipfile", "zlib"}:
+            return None
+        raise
+    return arrays

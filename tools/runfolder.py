@@ -1,0 +1,207 @@
+"""A run's folder: what it was told, what it went through, what it scored.
+
+``config.json`` and ``manifest.json`` say what the run is. ``boundary.safetensors`` holds the run
+after its latest finished task, ``state.safetensors`` the training of the task after it.
+``frames/NNN.csv`` has a line for each frame that was scored after task NNN (``untrained.csv``:
+before any), ``frames/NNN.json`` the F curves of its cells, ``examples/NNN.npz`` some pictures with
+their masks, ``prequential.csv`` the frames of a
+stream before they were learned. ``metrics.json`` follows from these alone; ``costs.json`` is kept
+apart, as no two runs cost the same. A run that cannot go on leaves ``failed.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .runspec import RunSpec
+
+UNTRAINED = -1
+"""The task number of scores before any task."""
+
+
+class RunError(Exception):
+    """A run that cannot begin or go on: why, what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRow:
+    """One scored frame.
+
+    Attributes:
+        task: after which task, `UNTRAINED` before any.
+        test_task: to which task's test clips it belongs.
+        clip: the clip's id.
+        frame: 0 to 4.
+        J: AVSBench's, also of an empty truth.
+        F_at: F at 0.5; NaN where the truth is empty, as AP, AUPR and F_max.
+        marked: share of pixels in the predicted mask.
+        Dice: 1 where truth and mask are empty.
+        AP: Eq. 11.
+        AUPR: under the precision-recall curve.
+        F_max: Eq. 12, of this frame alone.
+        class_right: 1 or 0: whether the class was told right among all seen so far; NaN: no class.
+        class_right_told: likewise among those of the clip's task.
+    """
+
+    task: int
+    test_task: int
+    clip: str
+    frame: int
+    J: float
+    F_at: float
+    marked: float
+    Dice: float
+    AP: float
+    AUPR: float
+    F_max: float
+    class_right: float
+    class_right_told: float
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing in view sounds."""
+        return math.isnan(self.F_at)
+
+
+class Curve(NamedTuple):
+    """What pools to F over several sets of frames; see `metrics.f_measure_pooled`.
+
+    Attributes:
+        sum: of the F curves (255) of the frames with an object.
+        objects: how many these are.
+    """
+
+    sum: list[float]
+    objects: int
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = path / "manifest.json"
+        self.boundary = path / "boundary.safetensors"
+        self.state = path / "state.safetensors"
+        self.metrics = path / "metrics.json"
+        self.failed = path / "failed.json"
+
+    def claim(self, spec: RunSpec) -> None:
+        """Make the folder this run's, or make sure that it is.
+
+        Raises:
+            RunError: it holds another run.
+        """
+        config = self.path / "config.json"
+        told = {"hash": spec.hash, **spec.model_dump(mode="json")}
+        if config.exists():
+            found = json.loads(config.read_text(encoding="utf-8"))
+            if found.get("hash") != spec.hash:
+                names = [k for k, v in told.items() if k != "hash" and found.get(k) != v]
+                raise RunError(
+                    f"{self.path} holds results of another configuration; it differs in "
+                    f"{', '.join(names)}: name another folder, or delete this one"
+                )
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            raise RunError(f"{self.path} holds other files and no run; name another folder")
+        write_json(config, told)
+
+    def frames_file(self, task: int) -> Path:
+        """The frames that were scored after a task."""
+        name = "untrained" if task == UNTRAINED else f"{task:03d}"
+        return self.path / "frames" / f"{name}.csv"
+
+    def is_scored(self, task: int) -> bool:
+        """Whether all of a task's scores are there."""
+        return self.frames_file(task).exists()
+
+    def write_frames(
+        self, task: int, rows: Iterable[FrameRow], curves: Mapping[int, Curve]
+    ) -> None:
+        """Write the scores after a task; ``curves`` by test task."""
+        path = self.frames_file(task)
+        write_json(path.with_suffix(".json"), {str(k): list(curve) for k, curve in curves.items()})
+        write_text(path, to_csv(rows, FrameRow))
+
+    def write_examples(self, task: int, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Write what a person would look at after a task; see `ClipScorer.examples`."""
+        data = io.BytesIO()
+        np.savez_compressed(data, **arrays)  # pyright: ignore[reportArgumentType]
+        write_bytes(self.path / "examples" / f"{task:03d}.npz", data.getvalue())
+
+    def read_frames(self, task: int) -> tuple[list[FrameRow], dict[int, Curve]]:
+        """What `write_frames` wrote."""
+        path = self.frames_file(task)
+        curves = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return read_csv(path, FrameRow), {int(k): Curve(*curve) for k, curve in curves.items()}
+
+
+def to_csv(rows: Iterable[Any], kind: type) -> str:
+    """Dataclasses as CSV; numbers are written so that they are read back exactly."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in fields(kind)])
+    writer.writerows(astuple(row) for row in rows)
+    return text.getvalue()
+
+
+def read_csv(path: Path, kind: type[Any]) -> list[Any]:
+    """What `to_csv` wrote.
+
+    Raises:
+        RunError: the file is something else.
+    """
+    types = {field.name: field.type for field in fields(kind)}
+    of = {"int": int, "float": float, "str": str}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                kind(**{name: of[str(types[name])](value) for name, value in row.items()})
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as scores ({error}); delete the run") from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically; NaN must have become None."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: under another name, synced, then renamed.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise RunError(
+            f"{path} cannot be written ({error}); free space or mend the folder, then run the "
+            "same command again: it goes on where it was"
+        ) from error

@@ -1,0 +1,187 @@
+"""From the frames that a run scored to its metrics, a pure function of files and manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..model.matrix import anytime_auc, summary
+from ..model.metrics import f_measure_pooled
+from ..streams.manifest import Manifest
+from .clipscore import PrequentialRow
+from .runfolder import UNTRAINED, Curve, FrameRow, RunFolder, read_csv
+from .runspec import RunSpec
+from .score import nulls
+
+MEASURES: dict[str, Callable[[FrameRow], float]] = {
+    "AP": lambda row: row.AP,
+    "AUPR": lambda row: row.AUPR,
+    "F_max": lambda row: row.F_max,
+    "F_at": lambda row: row.F_at,
+    "J": lambda row: row.J,
+    "J_object": lambda row: math.nan if row.is_empty else row.J,
+    "Dice_object": lambda row: math.nan if row.is_empty else row.Dice,
+    "class_cil": lambda row: row.class_right,
+    "class_til": lambda row: row.class_right_told,
+}
+"""Values of a frame that are averaged over a cell's frames, NaN left out: AP is the paper's mAP.
+Besides these there is ``F``, pooled over a cell's frames before its maximum is taken."""
+
+QUIET = 0.005
+"""Share of pixels under which a mask counts as none."""
+
+
+def metrics_of(files: RunFolder, spec: RunSpec, manifest: Manifest) -> dict[str, Any]:
+    """All metrics of a finished run, ready for JSON.
+
+    Returns:
+        ``run`` and ``manifest`` name it; ``tasks`` describes its tasks; ``measures`` holds for each
+        measure ``matrix`` (row: after a task, column: test task), ``untrained`` (a value a task)
+        and ``summary`` (`matrix.summary`); ``anytime`` the curve over the stream and A_AUC; in
+        task-free runs ``groups`` the same as ``measures`` over 10 groups of test clips;
+        ``prequential`` where the schedule is a stream; ``empty`` how frames in which nothing sounds
+        fare at the end. Cells that were not scored are None.
+
+    Raises:
+        RunError: the scores cannot be read.
+    """
+    tasks = manifest.tasks[: spec.tasks or None]
+    scored = {after: files.read_frames(after) for after in (UNTRAINED, *range(len(tasks)))}
+    everything = spec.protocol == "task-free"
+    result: dict[str, Any] = {
+        "run": {
+            "system": spec.name,
+            "network": spec.network,
+            "method": spec.method,
+            "protocol": spec.protocol,
+            "order": spec.order,
+            "seed": spec.seed,
+            "threads": spec.threads,
+            "hash": spec.hash,
+        },
+        "manifest": manifest.sha256,
+        "tasks": [
+            {"name": t.name, "classes": list(t.classes), "train": len(t.train), "test": len(t.test)}
+            for t in tasks
+        ],
+        "measures": _measures(scored, len(tasks), [(k,) for k in range(len(tasks))]),
+        "anytime": _anytime(scored, [len(t.train) for t in tasks], everything),
+        "empty": _empty([row for row in scored[len(tasks) - 1][0] if row.is_empty]),
+    }
+    if everything and not spec.tasks:
+        groups = [group.tasks for group in manifest.groups("groups")]
+        result["groups"] = _groups(scored, manifest, groups)
+    path = files.path / "prequential.csv"
+    if path.exists():
+        result["prequential"] = _prequential(read_csv(path, PrequentialRow))
+    clean = nulls(result)
+    assert isinstance(clean, dict)  # noqa: S101  nulls keeps the type
+    return clean
+
+
+Scored = Mapping[int, tuple[Sequence[FrameRow], Mapping[int, Curve]]]
+
+
+def _measures(scored: Scored, T: int, cells: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """Matrices (T, number of cells), each cell a set of test tasks."""
+    found: dict[str, Any] = {}
+    for name in (*MEASURES, "F"):
+        table = np.array(
+            [
+                [_cell(scored[after], name, cell) for cell in cells]
+                for after in (UNTRAINED, *range(T))
+            ]
+        )
+        untrained, matrix = table[0], table[1:]
+        if np.isnan(np.diag(matrix)).all():
+            continue  # no classes, or no frame with an object
+        found[name] = {
+            "matrix": matrix.tolist(),
+            "untrained": untrained.tolist(),
+            "summary": _summary(matrix, untrained),
+        }
+    return found
+
+
+def _summary(
+    matrix: NDArray[np.float64], untrained: NDArray[np.float64]
+) -> dict[str, float] | None:
+    """`matrix.summary`, or None where a cell that it needs has no frame to average."""
+    try:
+        return summary(matrix, None if np.isnan(untrained).any() else untrained)
+    except ValueError:
+        return None
+
+
+def _cell(
+    scores: tuple[Sequence[FrameRow], Mapping[int, Curve]], name: str, tasks: Iterable[int]
+) -> float:
+    rows, curves = scores
+    wanted = set(tasks)
+    if name == "F":
+        chosen = [curve for task, curve in curves.items() if task in wanted]
+        return f_measure_pooled([np.array(c.sum) for c in chosen], [c.objects for c in chosen])
+    of = MEASURES[name]
+    return _mean(of(row) for row in rows if row.test_task in wanted)
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan
+
+
+def _anytime(scored: Scored, sizes: Sequence[int], everything: bool) -> dict[str, Any]:
+    """Scores along the stream: on all test clips, or on those of the tasks that were seen."""
+    curve: dict[str, Any] = {"clips": np.cumsum(sizes).tolist()}
+    auc: dict[str, float] = {}
+    for name in ("AP", "J", "F"):
+        values = [
+            _cell(scored[t], name, range(len(sizes) if everything else t + 1))
+            for t in range(len(sizes))
+        ]
+        curve[name] = values
+        auc[name] = math.nan if np.isnan(values).any() else anytime_auc(values)
+    return {**curve, "A_AUC": auc, "A_last": {name: curve[name][-1] for name in auc}}
+
+
+def _groups(
+    scored: Scored, manifest: Manifest, groups: Sequence[tuple[int, ...]]
+) -> dict[str, Any]:
+    """What `_measures` gives, over groups of test clips after each group of tasks."""
+    clips = [set(group.clips) for group in manifest.groups("groups")]
+    found: dict[str, Any] = {}
+    for name, of in MEASURES.items():
+        rows = [scored[after][0] for after in (UNTRAINED, *(tasks[-1] for tasks in groups))]
+        table = np.array(
+            [[_mean(of(row) for row in part if row.clip in own) for own in clips] for part in rows]
+        )
+        if not np.isnan(np.diag(table[1:])).all():
+            found[name] = {
+                "matrix": table[1:].tolist(),
+                "untrained": table[0].tolist(),
+                "summary": _summary(table[1:], table[0]),
+            }
+    return found
+
+
+def _empty(rows: Sequence[FrameRow]) -> dict[str, float]:
+    """Frames in which nothing in view sounds: how many, their J, and how many stay without mask."""
+    return {
+        "frames": float(len(rows)),
+        "J": _mean(row.J for row in rows),
+        "quiet": _mean(float(row.marked < QUIET) for row in rows),
+    }
+
+
+def _prequential(rows: Sequence[PrequentialRow]) -> dict[str, Any]:
+    """Means over the stream, and the running mean at each step."""
+    return {
+        "frames": len(rows),
+        "J": _mean(row.J for row in rows),
+        "AP": _mean(row.AP for row in rows),
+    }

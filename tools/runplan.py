@@ -1,0 +1,70 @@
+"""Which clips a run learns and scores, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..streams.avsbench import Entry
+from ..streams.manifest import Manifest, Protocol, ProtocolError
+from ..streams.protocols import ClipInfo, clip_info, make_manifests
+from .runspec import RunSpec
+
+
+def protocol_of(spec: RunSpec) -> Protocol:
+    """The protocol that a run asks for.
+
+    Raises:
+        ProtocolError: something in it is not allowed.
+    """
+    return Protocol(
+        name=spec.protocol,
+        split=spec.split,
+        order=spec.order,
+        seed=spec.seed,
+        tasks=spec.protocol_tasks or None,
+        remainder=spec.remainder,
+        disjoint_percent=spec.blur_disjoint,
+        blurry_percent=spec.blurred,
+        soft_clips=spec.soft_clips,
+    )
+
+
+def clips_of(spec: RunSpec, entries: Iterable[Entry]) -> list[ClipInfo]:
+    """The clips that take part: all, or so many training clips of each category."""
+    counts: dict[str | None, int] = {}
+    chosen: list[ClipInfo] = []
+    for entry in entries:
+        if entry.split == "train" and spec.clips_per_class:
+            counts[entry.category] = counts.get(entry.category, 0) + 1
+            if counts[entry.category] > spec.clips_per_class:
+                continue
+        if spec.protocol != "dil-per-category" or entry.category == spec.category:
+            chosen.append(clip_info(entry))
+    return chosen
+
+
+def planned(
+    spec: RunSpec, clips: Sequence[ClipInfo], features: NDArray[np.float64] | None
+) -> Manifest:
+    """The run's tasks.
+
+    Args:
+        spec: what is asked for.
+        clips: from `clips_of`.
+        features: (N, D), a row a clip, where the protocol compares clips.
+
+    Raises:
+        ProtocolError: the clips do not fit the protocol, or there is nothing to score.
+    """
+    if spec.protocol == "dil-per-category" and not clips:
+        raise ProtocolError(
+            [f"category is {spec.category!r}; dil-per-category needs one that the data has"]
+        )
+    (manifest,) = make_manifests(protocol_of(spec), clips, source=str(spec.data), features=features)
+    without = [task.name for task in manifest.tasks[: spec.tasks or None] if not task.val]
+    if spec.score == "val" and without:
+        raise ProtocolError([f"score is val, and there are no val clips in {', '.join(without)}"])
+    return manifest

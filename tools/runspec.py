@@ -1,0 +1,236 @@
+"""What one evaluation run is told, and how a grid of runs is written down.
+
+A run is (network, method, protocol, order, seed, everything else): its folder's name says the
+first part, the hash of the whole says whether a folder holds this run or another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..model.method import Trainable
+from ..streams.avslayout import Subset
+
+ProtocolName = Literal["til", "cil", "dil", "dil-per-category", "task-free"]
+
+
+class GridError(ValueError):
+    """A grid or a run that cannot be started: every fault, one a line."""
+
+
+class RunSpec(BaseModel):
+    """One run.
+
+    The defaults are the paper's where it states them (§5.1: AdamW, 30 epochs, learning rate 1e-3,
+    weight decay 5e-4).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: Path
+    """A data set in AVSBench's layout."""
+    system: str = Field(default="", pattern=r"^[a-z0-9][a-z0-9+._-]{0,63}$|^$")
+    """What tables call it; empty: the method's name."""
+    network: str = "atlas-lite"
+    """A preset; it starts untrained, but for published or shipped frozen parts."""
+    vary: dict[str, int] = {}
+    """What is other than in the preset, as `atlasd train --vary`."""
+    random: bool = False
+    """Take no published weights at all: every part random."""
+    method: str = "atlas"
+    """A file in `model/methods`, or in a folder given with `--methods`."""
+    options: dict[str, float | int | bool | str] = {}
+    """The method's options."""
+    trainable: Trainable | None = None
+    """What trains of the visual backbone: all, lora or decoder (nothing); none: as the method."""
+    protocol: ProtocolName = "cil"
+    """`til`, `cil`, `dil`, `dil-per-category` on single sources, `task-free` on several."""
+    category: str = ""
+    """Of `dil-per-category`: the one that is learned."""
+    split: str = ""
+    """B-I: classes (or clips) in the first task and in each further one; empty: 11-2 or 31-5."""
+    remainder: Literal["refuse", "drop", "keep"] | None = None
+    """What becomes of classes or clips that fill no task; none: refuse, in task-free drop."""
+    protocol_tasks: int = Field(default=0, ge=0)
+    """Tasks (domains, in `dil`) that the protocol makes; 0: the paper's, or what the split does."""
+    order: Literal["random", "similarity"] = "random"
+    """Of the classes or clips."""
+    blur_disjoint: int = Field(default=50, ge=0, le=100)
+    """N: percent of the clips that stay in their task. Only where `blur` is over 0."""
+    blur: int = Field(default=-1, ge=-1, le=100)
+    """M: percent of the others that change places over the whole stream; -1: 10 in task-free,
+    else 0."""
+    soft_clips: int = Field(default=0, ge=0)
+    """Clips by which each boundary is softened to either side."""
+    tasks: int = Field(default=0, ge=0)
+    """Stop after so many tasks; 0: all. Tuning sees the first two."""
+    clips_per_class: int = Field(default=0, ge=0)
+    """Training clips of each category; 0: all."""
+    seed: int = Field(default=0, ge=0)
+    """Of the order, the network's random parts, the batches."""
+    schedule: Literal["epochs", "stream"] = "epochs"
+    """`stream`: one pass in the order of arrival, as the daemon learns."""
+    consolidate: str = Field(default="oracle", pattern=r"^(oracle|plateau|every:[1-9][0-9]*)$")
+    """At told boundaries, on plateaus, or every N steps."""
+    epochs: int = Field(default=30, ge=1, le=1000)
+    """Over each task's clips."""
+    batch: int = Field(default=16, ge=1, le=1024)
+    """Frames a step."""
+    lr: float = Field(default=1e-3, gt=0)
+    """AdamW's."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """AdamW's."""
+    class_weight: float = Field(default=0.5, ge=0)
+    """λ_cls of Eq. 10."""
+    variants: int = Field(default=4, ge=1, le=64)
+    """Variations of each clip's sound that training draws from; 1: the sound as it is, and the
+    pictures too."""
+    score: Literal["val", "test"] = "test"
+    """What is scored; tune on val."""
+    score_frames: Literal["all", "one"] = "all"
+    """Score all pictures of a clip, or one each, in turn: a fifth of the work."""
+    score_px: int = Field(default=224, ge=32, le=2048)
+    """Side of the masks that are compared."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """Of torch; equal results need equal threads."""
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """Where to compute."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.system or self.method
+
+    @property
+    def subset(self) -> Subset:
+        """Which half of AVSBench the protocol runs on."""
+        return "ms3" if self.protocol == "task-free" else "s4"
+
+    @property
+    def blurred(self) -> int:
+        """M, in percent."""
+        return (10 if self.protocol == "task-free" else 0) if self.blur < 0 else self.blur
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lies below the grid's folder."""
+        network = self.network + "".join(f"+{k}={v}" for k, v in sorted(self.vary.items()))
+        return Path(network) / self.name / f"{self.protocol}-{self.order}" / f"seed{self.seed}"
+
+    @property
+    def hash(self) -> str:
+        """Names all that decides the result; where it is computed does not count."""
+        told = self.model_dump(mode="json", exclude={"device", "system"})
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _Grid(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: dict[str, Any] = {}
+    systems: dict[str, dict[str, Any]] = {}
+    axes: dict[str, list[Any]] = {}
+
+
+def grid_of(
+    path: Path | None,
+    *,
+    data: Path | None = None,
+    axes: Mapping[str, Sequence[Any]] | None = None,
+    overrides: Sequence[str] = (),
+) -> list[RunSpec]:
+    """All runs of a grid file, of the command line, or of both.
+
+    In the file ``base`` holds what all runs share, ``systems`` names rows of a table with what is
+    special to each, ``axes`` lists values by key; the runs are all combinations. ``a.b`` is key b
+    of a.
+
+    Args:
+        path: the file, YAML; None: there is none.
+        data: over the file's.
+        axes: values by key, instead of the file's of the same key.
+        overrides: ``KEY=VALUE``, the value as in YAML; over all else.
+
+    Raises:
+        GridError: it cannot be read, or a run in it is told something unknown.
+    """
+    grid = _read(path) if path is not None else _Grid()
+    told: dict[str, Any] = {} if data is None else {"data": data}
+    for one in overrides:
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise GridError(f"--set {one}: KEY=VALUE is needed")
+        _merge(told, {key: yaml.safe_load(value)})
+    chosen = {**grid.axes, **(axes or {})}
+    base = {"method": "atlas"} | grid.base
+    return expand(base, grid.systems, chosen, str(path or "command line"), told)
+
+
+def _read(path: Path) -> _Grid:
+    try:
+        return _Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GridError(f"{path} cannot be read as YAML: {error}") from error
+    except ValidationError as error:
+        raise GridError("\n".join(_faults(str(path), error))) from error
+
+
+def expand(
+    base: Mapping[str, Any],
+    systems: Mapping[str, Mapping[str, Any]],
+    axes: Mapping[str, Sequence[Any]],
+    source: str = "grid",
+    over: Mapping[str, Any] | None = None,
+) -> list[RunSpec]:
+    """All runs of a grid; see `grid_of`; ``over`` is put over everything.
+
+    Raises:
+        GridError: a run is told something unknown, or two runs have one folder.
+    """
+    specs: list[RunSpec] = []
+    faults: list[str] = []
+    for system, special in (systems or {"": {}}).items():
+        for values in itertools.product(*axes.values()):
+            told: dict[str, Any] = {}
+            chosen = dict(zip(axes, values, strict=True))
+            for part in (base, {"system": system}, special, chosen, over or {}):
+                _merge(told, part)
+            where = f"{source}, {system or 'run'} {chosen}"
+            try:
+                specs.append(RunSpec.model_validate(told))
+            except ValidationError as error:
+                faults += _faults(where, error)
+    folders: dict[Path, RunSpec] = {}
+    for spec in specs:
+        if folders.setdefault(spec.folder, spec) != spec:
+            faults.append(f"{source}: two different runs would lie in {spec.folder}; name systems")
+    if faults:
+        raise GridError("\n".join(dict.fromkeys(faults)))
+    return list(folders.values())
+
+
+def _merge(told: dict[str, Any], part: Mapping[str, Any]) -> None:
+    for key, value in part.items():
+        outer, _, inner = key.partition(".")
+        if inner:
+            told[outer] = {**told.get(outer, {}), inner: value}
+        elif isinstance(value, Mapping):
+            told[outer] = {**told.get(outer, {}), **value}
+        else:
+            told[outer] = value
+
+
+def _faults(where: str, error: ValidationError) -> list[str]:
+    return [
+        f"{where}: {'.'.join(map(str, fault['loc'])) or 'all'}: {fault['msg']}, "
+        f"not {fault['input']!r}"
+        for fault in error.errors()
+    ]
