@@ -265,10 +265,13 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder of all runs; what is there is not made again.")],
     grid: Annotated[
         Path | None,
-        typer.Argument(help="A grid of runs in YAML: base, systems, axes (docs/evaluate.md)."),
+        typer.Argument(help="A grid of runs: a YAML file, or smoke, open-avs, ablations, paper."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="A data set in AVSBench's layout; also over the grid's.")
+    ] = None,
+    system: Annotated[
+        list[str] | None, typer.Option(help="Only these of the grid's systems.")
     ] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="Of model/methods; several: one run each.")
@@ -316,6 +319,7 @@ def evaluate(
     specs = grid_of(
         grid,
         data=data,
+        systems=system or (),
         axes={name: values for name, values in axes.items() if values},
         overrides=[*(overrides or ()), *([f"schedule={schedule}"] if schedule else ())],
     )
@@ -484,6 +488,37 @@ def bench_metrics(
     from .metricsbench import bench_metrics as compare
 
     raise typer.Exit(0 if compare(frames, json_path=json_path).passed else 1)
+
+
+@bench_app.command("learning")
+def bench_learning(
+    preset: Annotated[str, typer.Option(help="The network whose steps are timed.")] = "atlas-lite",
+    cache_preset: Annotated[
+        str, typer.Option(help="The network whose epochs are timed.")
+    ] = "atlas",
+    rounds: Annotated[int, typer.Option(min=1, help="Steps of each method.")] = 30,
+    cache_rounds: Annotated[int, typer.Option(min=1, help="Epochs of each kind.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Frames a step.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Also write the report here.")
+    ] = None,
+) -> None:
+    """Compare LRA's and SI's steps with Finetune's, and epochs with and without encoded sounds."""
+    from .learningbench import bench_learning as compare
+
+    report = compare(
+        preset,
+        cache_preset=cache_preset,
+        rounds=rounds,
+        cache_rounds=cache_rounds,
+        batch=batch,
+        threads=threads,
+        device=device,
+        json_path=json_path,
+    )
+    raise typer.Exit(0 if report.passed else 1)
 
 
 @config_app.command("check")

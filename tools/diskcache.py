@@ -84,8 +84,8 @@ class DiskCache:
 
 def _read(path: Path) -> Arrays | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files}
         os.utime(path)
     except (OSError, ValueError, EOFError, KeyError):
         return None

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, Protocol
@@ -220,6 +221,7 @@ class _Crew:
             _logger.debug("worker of %s: %r", job.folder, error)
         if not ended and not self._stopped:
             code = process.wait()
+            _close(process)
             self._process = None
             what = f"its worker died, exit status {code}; see {self._log}; run it again to go on"
             tell(Event(number, "failed", what, 0.0))
@@ -244,8 +246,13 @@ class _Crew:
         if process is not None:
             process.terminate()
             process.wait()
-            _pipe(process.stdin).close()
-            _pipe(process.stdout).close()
+            _close(process)
+
+
+def _close(process: subprocess.Popen[str]) -> None:
+    with suppress(BrokenPipeError):  # what a dead worker never read
+        _pipe(process.stdin).close()
+    _pipe(process.stdout).close()
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:

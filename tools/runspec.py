@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..model.method import Trainable
 from ..streams.avslayout import Subset
 
+_GRIDS = Path(__file__).parent / "grids"
+
 ProtocolName = Literal["til", "cil", "dil", "dil-per-category", "task-free"]
 
 
@@ -144,6 +146,7 @@ def grid_of(
     path: Path | None,
     *,
     data: Path | None = None,
+    systems: Sequence[str] = (),
     axes: Mapping[str, Sequence[Any]] | None = None,
     overrides: Sequence[str] = (),
 ) -> list[RunSpec]:
@@ -154,8 +157,9 @@ def grid_of(
     of a.
 
     Args:
-        path: the file, YAML; None: there is none.
+        path: the file, YAML, or the name of one that ships; None: there is none.
         data: over the file's.
+        systems: only these of the file's; none: all.
         axes: values by key, instead of the file's of the same key.
         overrides: ``KEY=VALUE``, the value as in YAML; over all else.
 
@@ -169,16 +173,32 @@ def grid_of(
         if not equals:
             raise GridError(f"--set {one}: KEY=VALUE is needed")
         _merge(told, {key: yaml.safe_load(value)})
+    if unknown := [name for name in systems if name not in grid.systems]:
+        raise GridError(
+            f"--system {unknown[0]}: {path or 'the command line'} has "
+            f"{', '.join(grid.systems) or 'no systems'}"
+        )
+    wanted = {n: told for n, told in grid.systems.items() if not systems or n in systems}
     chosen = {**grid.axes, **(axes or {})}
     base = {"method": "atlas"} | grid.base
-    return expand(base, grid.systems, chosen, str(path or "command line"), told)
+    return expand(base, wanted, chosen, str(path or "command line"), told)
+
+
+def shipped_grids() -> tuple[str, ...]:
+    """Names of the grids that ship with the program."""
+    return tuple(sorted(path.stem for path in _GRIDS.glob("*.yaml")))
 
 
 def _read(path: Path) -> _Grid:
+    if not path.exists() and str(path) in shipped_grids():
+        path = _GRIDS / f"{path}.yaml"
     try:
         return _Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GridError(f"{path} cannot be read as YAML: {error}") from error
+        raise GridError(
+            f"{path} cannot be read as YAML ({error}); name a file, or one of the grids that ship: "
+            f"{', '.join(shipped_grids())}"
+        ) from error
     except ValidationError as error:
         raise GridError("\n".join(_faults(str(path), error))) from error
 

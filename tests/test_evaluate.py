@@ -1,0 +1,313 @@
+"""`atlasd evaluate`: grids, early refusals, workers that die, methods of one's own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from atlasd.streams.toyworld import write_dataset
+from atlasd.tools import cli
+from atlasd.tools.diskcache import DiskCache
+from atlasd.tools.evaluate import EvaluateError, Options, evaluate
+from atlasd.tools.launcher import Event, Job, Workers
+from atlasd.tools.runspec import GridError, RunSpec, expand, grid_of, shipped_grids
+from rich.console import Console
+from typer.testing import CliRunner
+
+SMALL = {
+    "network": "tiny",
+    "random": True,
+    "split": "6-1",
+    "epochs": 1,
+    "batch": 8,
+    "score_px": 64,
+    "variants": 1,
+    "score_frames": "one",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "toy"
+    return write_dataset(root, {"train": 1, "val": 1, "test": 1}, size_px=64)
+
+
+def options(tmp_path, **changes):
+    return Options(**({"out": tmp_path / "runs", "cache": tmp_path / "cache"} | changes))
+
+
+def told():
+    text = io.StringIO()
+    return Console(file=text, width=200), text
+
+
+# -- grids -------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_all_combinations_of_its_systems_and_axes():
+    specs = expand(
+        {"data": "d", "vary": {"image_px": 64}},
+        {"one": {"options.c": 0}, "two": {"method": "si", "vary.lora_rank": 4}},
+        {"seed": [0, 1], "protocol": ["til", "task-free"]},
+    )
+    assert len(specs) == 8
+    assert {(s.name, s.seed, s.protocol) for s in specs} == {
+        (name, seed, protocol)
+        for name in ("one", "two")
+        for seed in (0, 1)
+        for protocol in ("til", "task-free")
+    }
+    two = next(s for s in specs if s.name == "two")
+    assert two.vary == {"image_px": 64, "lora_rank": 4}
+    assert len({s.folder for s in specs}) == 8
+    assert len({s.hash for s in specs}) == 8
+
+
+def test_the_command_line_goes_over_the_file(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("base: {data: a, lr: 0.1}\naxes: {seed: [0, 1, 2]}\n")
+    specs = grid_of(path, data=Path("b"), axes={"seed": [5]}, overrides=["lr=0.2", "options.c=1"])
+    assert [(str(s.data), s.seed, s.lr, s.options) for s in specs] == [("b", 5, 0.2, {"c": 1.0})]
+
+
+@pytest.mark.parametrize("name", shipped_grids())
+def test_grids_that_ship_can_be_read(name):
+    specs = grid_of(Path(name), data=Path("d"))
+    assert all(isinstance(spec, RunSpec) for spec in specs)
+
+
+def test_some_systems_of_a_grid_can_be_chosen():
+    specs = grid_of(Path("paper"), data=Path("d"), systems=["si", "ewc"], axes={"seed": [0]})
+    assert {s.name for s in specs} == {"si", "ewc"}
+    assert len(specs) == 2 * 4
+    with pytest.raises(GridError, match="--system sy: paper has atlas, finetune"):
+        grid_of(Path("paper"), data=Path("d"), systems=["sy"])
+
+
+def test_paper_grid_is_the_papers_setting():
+    specs = grid_of(Path("paper"), data=Path("d"))
+    assert {s.epochs for s in specs} == {30}
+    assert {s.seed for s in specs} == {0, 1, 2, 3, 4}
+    assert {(s.lr, s.weight_decay, s.class_weight) for s in specs} == {(1e-3, 5e-4, 0.5)}
+    assert {s.network for s in specs} == {"atlas", "avsbench"}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("base: [", "cannot be read as YAML"),
+        ("basis: {}", "basis"),
+        ("base: {data: d, learning_rate: 1}", "learning_rate"),
+        ("base: {data: d, lr: -1}", "lr"),
+        ("base: {data: d}\naxes: {lr: [0.1, 0.2]}", "two different runs"),
+        ("base: {lr: 1}", "data: Field required"),
+    ],
+)
+def test_a_grid_that_says_something_wrong_is_refused(text, why, tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(GridError, match=why):
+        grid_of(path)
+
+
+def test_where_it_is_computed_is_no_part_of_what_a_run_is():
+    spec = RunSpec(data=Path("d"))
+    assert spec.hash == spec.model_copy(update={"device": "cuda:1"}).hash
+    assert spec.hash != spec.model_copy(update={"threads": 2}).hash
+
+
+# -- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"network": "vgg"}, "network 'vgg' is unknown"),
+        ({"method": "magic"}, "there is no method 'magic'"),
+        ({"options": {"strength": 1}}, "atlas has no option 'strength'"),
+        ({"vary": {"colour": 1}}, "'colour' cannot be varied"),
+        ({"split": "9-9"}, "split 9-9 needs at least 9 classes; there are 8"),
+        ({"protocol": "task-free"}, "no AVSBench-like ms3"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_work_is_refused_before_anything_is_computed(changes, why, data, tmp_path):
+    spec = RunSpec(**({"data": data, **SMALL} | changes))
+    with pytest.raises(EvaluateError, match=why):
+        evaluate([spec], options(tmp_path), told()[0])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_all_faults_are_told_at_once(data, tmp_path):
+    specs = [
+        RunSpec(data=data, **(SMALL | change)) for change in ({"method": "x"}, {"split": "9-1"})
+    ]
+    with pytest.raises(EvaluateError) as caught:
+        evaluate(specs, options(tmp_path), told()[0])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_data_that_is_not_sound_is_refused_with_what_is_wrong(tmp_path):
+    root = write_dataset(tmp_path / "toy", {"train": 1, "val": 1, "test": 1}, size_px=64)
+    mask = next((root / "Single-source" / "s4_data" / "gt_masks" / "test").rglob("*_3.png"))
+    mask.unlink()
+    spec = RunSpec(data=root, **SMALL)
+    with pytest.raises(EvaluateError, match=mask.name):
+        evaluate([spec], options(tmp_path), told()[0])
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+def test_an_eleventh_method_needs_one_file(data, tmp_path):
+    own = tmp_path / "methods"
+    own.mkdir()
+    (own / "calm.py").write_text(
+        '"""Calm: scales all gradients."""\n'
+        "from dataclasses import dataclass\n"
+        "from ..method import Method\n\n"
+        "@dataclass(eq=False)\n"
+        "class Calm(Method):\n"
+        "    scale: float = 0.5\n\n"
+        "    def edit_grads(self):\n"
+        "        for parameter in self.network.parameters():\n"
+        "            if parameter.grad is not None:\n"
+        "                parameter.grad *= self.scale\n"
+    )
+    words = ["evaluate", "--out", str(tmp_path / "runs"), "--data", str(data)]
+    words += [
+        "--method",
+        "calm",
+        "--methods",
+        str(own),
+        "--cache-gb",
+        "0",
+        "-s",
+        "options.scale=0.1",
+    ]
+    for key, value in SMALL.items():
+        words += ["-s", f"{key}={str(value).lower()}"]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    (metrics,) = (tmp_path / "runs").rglob("metrics.json")
+    assert json.loads(metrics.read_text())["run"]["method"] == "calm"
+
+
+def test_runs_that_are_there_are_not_made_again(data, tmp_path):
+    specs = [RunSpec(data=data, seed=seed, **SMALL) for seed in (0, 1)]
+    console, _ = told()
+    assert evaluate(specs[:1], options(tmp_path), console)
+    (first,) = (tmp_path / "runs").rglob("metrics.json")
+    before = first.stat().st_mtime_ns
+    console, text = told()
+    assert evaluate(specs, options(tmp_path), console)
+    assert "2 runs, 1 of them there already" in text.getvalue()
+    assert first.stat().st_mtime_ns == before
+
+
+def test_a_worker_that_dies_fails_its_run_and_leaves_the_others_going(data, tmp_path):
+    """Real processes: one method ends its process, the run after it gets a new one."""
+    own = tmp_path / "methods"
+    own.mkdir()
+    (own / "deadly.py").write_text(
+        "import os\nfrom dataclasses import dataclass\nfrom ..method import Method\n\n"
+        "@dataclass(eq=False)\nclass Deadly(Method):\n"
+        "    def after_step(self):\n        os._exit(7)\n"
+    )
+    (own / "poison.py").write_text(
+        "from dataclasses import dataclass\nfrom ..method import Method\n\n"
+        "@dataclass(eq=False)\nclass Poison(Method):\n"
+        "    def extra_loss(self, batch, out):\n"
+        "        return {'poison': out.mask_logits.sum() * float('nan')}\n"
+    )
+    jobs = [
+        Job(
+            RunSpec(data=data, method=method, **SMALL),
+            tmp_path / method,
+            (own,),
+            tmp_path / "cache",
+            1 << 30,
+        )
+        for method in ("deadly", "poison", "finetune")
+    ]
+    events: list[Event] = []
+    Workers(1, tmp_path / "logs").run(jobs, events.append)
+    ends = {event.job: event for event in events if event.kind != "progress"}
+    assert [ends[n].kind for n in range(3)] == ["failed", "failed", "done"]
+    assert "exit status 7" in ends[0].what
+    assert "not finite" in ends[1].what
+    assert "not finite" in json.loads((tmp_path / "poison" / "failed.json").read_text())["why"]
+    assert (tmp_path / "finetune" / "metrics.json").exists()
+
+
+def test_a_job_survives_its_line(data, tmp_path):
+    job = Job(RunSpec(data=data, **SMALL), tmp_path, (tmp_path,), tmp_path, 5)
+    assert Job.from_json(job.to_json()) == job
+
+
+# -- the cache ---------------------------------------------------------------------------------
+
+
+def test_the_cache_computes_once_and_keeps_what_fits(tmp_path):
+    made: list[int] = []
+
+    def make(n):
+        made.append(n)
+        return {"x": np.full(10_000, n, np.uint8)}
+
+    cache = DiskCache(tmp_path, 60_000)
+    for n in range(4):
+        assert cache.get(f"key {n}", lambda n=n: make(n))["x"][0] == n
+    assert DiskCache(tmp_path, 60_000).get("key 2", lambda: make(2))["x"][0] == 2
+    assert made == [0, 1, 2, 3]
+    for n in range(4, 12):
+        cache.get(f"key {n}", lambda n=n: make(n))
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.npz")) <= 60_000
+
+
+def test_the_cache_drops_the_least_recently_used(tmp_path):
+    cache = DiskCache(tmp_path, 35_000)
+    array = {"x": np.zeros(10_000, np.uint8)}
+    for n in range(3):
+        cache.get(f"key {n}", lambda: array)
+    for age, n in ((30, 1), (20, 0), (10, 2)):
+        path = next(iter(_files_of(tmp_path, f"key {n}")))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    cache.get("key 3", lambda: array)
+    assert not list(_files_of(tmp_path, "key 1"))
+    assert list(_files_of(tmp_path, "key 2"))
+
+
+def _files_of(folder, key):
+    import hashlib
+
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return folder.glob(f"{digest[:2]}/{digest[2:34]}.npz")
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 broken", b"no archive at all"])
+def test_a_damaged_file_counts_as_missing(damage, tmp_path):
+    cache = DiskCache(tmp_path, 1 << 20)
+    cache.get("key", lambda: {"x": np.arange(3)})
+    (path,) = tmp_path.rglob("*.npz")
+    path.write_bytes(damage)
+    assert cache.get("key", lambda: {"x": np.arange(4)})["x"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_cache_of_nothing_keeps_nothing(tmp_path):
+    cache = DiskCache(tmp_path / "none", 0)
+    cache.get("key", lambda: {"x": np.arange(3)})
+    assert not (tmp_path / "none").exists()
+
+
+def test_shipped_grids_are_plain_yaml():
+    folder = Path(cli.__file__).parent / "grids"
+    for name in shipped_grids():
+        assert set(yaml.safe_load((folder / f"{name}.yaml").read_text())) <= {
+            "base", "systems", "axes",
+        }  # fmt: skip

@@ -1,0 +1,231 @@
+"""Measure what continual learning costs: LRA's and SI's steps, and what encoded sounds save."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ..model.method import Batch, Method
+from ..model.methods import load
+from ..model.network import Network
+from ..model.presets import build
+from ..model.training import Settings, Trainer
+from ..streams.toyworld import write_dataset
+from .clipfeed import ClipFeed
+from .clipstore import ClipStore
+from .diskcache import DiskCache
+from .replay import protocol_loss
+
+STEP_BAR = 1.05
+"""Most that a step with LRA or SI may take of Finetune's."""
+CACHE_BAR = 0.9
+"""Most that an epoch with encoded sounds may take of one that encodes them."""
+PERSISTENT_BAR = 3.0
+"""Most tensors of a parameter's size that a method may keep."""
+
+_METHODS = ("atlas", "si")
+
+
+@dataclass(frozen=True, slots=True)
+class LearningReport:
+    """What `bench_learning` measured.
+
+    Attributes:
+        preset: the network of the steps.
+        threads: of torch.
+        finetune_ms: median of its step.
+        steps: for each method, its step over Finetune's of the same round: the median.
+        persistent: for each method, tensors it keeps per anchored parameter.
+        cache_preset: the network of the epochs.
+        cached_s: an epoch whose sounds are encoded already.
+        cache: that epoch over one that encodes its sounds: the median of rounds.
+        passed: whether all keep to their bars.
+    """
+
+    preset: str
+    threads: int
+    finetune_ms: float
+    steps: dict[str, float]
+    persistent: dict[str, float]
+    cache_preset: str
+    cached_s: float
+    cache: float
+    passed: bool
+
+
+def bench_learning(
+    preset: str = "atlas-lite",
+    *,
+    cache_preset: str = "atlas",
+    rounds: int = 30,
+    batch: int = 8,
+    cache_rounds: int = 3,
+    threads: int = 1,
+    device: str = "cpu",
+    json_path: Path | None = None,
+    console: Console | None = None,
+) -> LearningReport:
+    """Compare LRA's and SI's steps with Finetune's, and epochs with sounds encoded before or in it.
+
+    Steps are made in rounds, one of each method on the same batch and equal networks, after a first
+    consolidation, so that the penalty is at work. Epochs run over eight clips of the toy world, in
+    turn with sounds encoded beforehand and with sounds encoded in each step.
+
+    Args:
+        preset: of the steps; random weights.
+        cache_preset: of the epochs; random weights.
+        rounds: of steps.
+        batch: frames a step.
+        cache_rounds: of epochs.
+        threads: of torch.
+        device: where to compute.
+        json_path: where to write the report, or None.
+        console: where to print, or None for standard output.
+    """
+    console = console or Console()
+    torch.set_num_threads(threads)
+    times, persistent = _steps(preset, rounds, batch, device, console)
+    ratios = {
+        name: statistics.median(
+            mine / plain for mine, plain in zip(times[name], times["finetune"], strict=True)
+        )
+        for name in _METHODS
+    }
+    cached, bare = _epochs(cache_preset, cache_rounds, min(batch, 4), device, console)
+    cache = statistics.median(mine / other for mine, other in zip(cached, bare, strict=True))
+    report = LearningReport(
+        preset=preset,
+        threads=threads,
+        finetune_ms=1e3 * statistics.median(times["finetune"]),
+        steps=ratios,
+        persistent=persistent,
+        cache_preset=cache_preset,
+        cached_s=statistics.median(cached),
+        cache=cache,
+        passed=max(ratios.values()) <= STEP_BAR
+        and max(persistent.values()) <= PERSISTENT_BAR
+        and cache <= CACHE_BAR,
+    )
+    if json_path is not None:
+        json_path.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    console.print(_table(report))
+    return report
+
+
+def _steps(
+    preset: str, rounds: int, batch: int, device: str, console: Console
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each method's steps, and tensors kept per anchored parameter."""
+    start = build(preset, trained=False, pretrained=False, categories=("one", "two"))
+    drawn = _batch(start, batch, device)
+    trainers: dict[str, Trainer] = {}
+    for name in ("finetune", *_METHODS):
+        trainers[name] = _trainer(copy.deepcopy(start).to(device), load(name))
+        trainers[name].step(dict(drawn))
+        trainers[name].method.consolidate([])
+    persistent = {
+        name: sum(t.numel() for t in trainers[name].method.state_dict().values())
+        / _anchored(trainers[name].method)
+        for name in _METHODS
+    }
+    times: dict[str, list[float]] = {name: [] for name in trainers}
+    names = list(trainers)
+    for number in track(range(rounds), "learning: steps", console=console, transient=True):
+        for name in names[number % 3 :] + names[: number % 3]:
+            times[name].append(_timed(lambda n=name: trainers[n].step(dict(drawn)), device))
+    return times, persistent
+
+
+def _trainer(network: Network, method: Method) -> Trainer:
+    method.prepare(network)
+    method.begin(None)
+    return Trainer(network, protocol_loss(network, 0.5), Settings(), 1_000_000, method=method)
+
+
+def _anchored(method: Method) -> int:
+    """Numbers in the parameters that a method anchors."""
+    return sum(v.numel() for n, v in method.state_dict().items() if n.startswith("anchor."))
+
+
+def _batch(network: Network, size: int, device: str) -> Batch:
+    preset, source = network.preset, torch.Generator().manual_seed(0)
+    px = preset.image_px
+    waves = 0.1 * torch.randn(
+        size, round(preset.window_s * preset.sample_rate_hz), generator=source
+    )
+    features = network.encode_audio(network.log_mel(waves))
+    drawn = {
+        "images": torch.randint(0, 256, (size, px, px, 3), generator=source, dtype=torch.uint8),
+        "masks": (torch.rand(size, px, px, generator=source) < 0.2).to(torch.uint8),
+        "valid": torch.ones(size, dtype=torch.bool),
+        "labels": torch.arange(size) % 2,
+        "tokens": features.tokens,
+        "embedding": features.embedding,
+    }
+    return {name: value.to(device) for name, value in drawn.items()}
+
+
+def _epochs(
+    preset: str, rounds: int, batch: int, device: str, console: Console
+) -> tuple[list[float], list[float]]:
+    """Seconds of epochs with encoded sounds, and of epochs that encode them."""
+    network = build(preset, trained=False, pretrained=False, categories=("one",)).to(device)
+    trainer = _trainer(network, load("finetune"))
+    cached: list[float] = []
+    bare: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_dataset(Path(folder) / "toy", {"train": 1})
+        cache = DiskCache(Path(folder) / "cache", 1 << 30)
+
+        def feed(raw: bool) -> ClipFeed:
+            store = ClipStore(root, "s4", network, cache, seed=0)  # nothing in memory yet
+            clips: Sequence[str] = list(store.entries)
+            return ClipFeed(store, clips, {}, batch=batch, seed=(0,), variants=2, raw_sounds=raw)
+
+        def epoch(batches: ClipFeed) -> None:
+            for drawn in batches(0, 0):
+                trainer.step(drawn)
+
+        epoch(feed(raw=False))
+        epoch(feed(raw=True))
+        for number in track(range(rounds), "learning: epochs", console=console, transient=True):
+            for raw in (False, True) if number % 2 else (True, False):
+                batches = feed(raw)
+                (bare if raw else cached).append(_timed(lambda b=batches: epoch(b), device))
+    return cached, bare
+
+
+def _timed(work: Callable[[], object], device: str) -> float:
+    began = time.perf_counter()
+    work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _table(report: LearningReport) -> Table:
+    table = Table(title=f"What learning costs, {report.threads} threads")
+    for column in ("what", "measured", "bar"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    table.add_row(f"Finetune's step, {report.preset}", f"{report.finetune_ms:.1f} ms", "")
+    for name, ratio in report.steps.items():
+        table.add_row(f"{name} step ÷ Finetune's", f"{ratio:.3f}", f"≤ {STEP_BAR}")
+    for name, count in report.persistent.items():
+        table.add_row(
+            f"{name}: tensors kept per parameter", f"{count:.2f}", f"≤ {PERSISTENT_BAR:.0f}"
+        )
+    table.add_row(f"epoch of {report.cache_preset}, sounds encoded", f"{report.cached_s:.1f} s", "")
+    table.add_row("that ÷ epoch that encodes them", f"{report.cache:.3f}", f"≤ {CACHE_BAR}")
+    table.caption = "all bars held" if report.passed else "a bar was missed"
+    return table
