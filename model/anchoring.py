@@ -45,14 +45,19 @@ class Anchored(Method):
         self.named = parts_of(network, self.scope)
 
     def begin(self, segment: Segment | None) -> None:
-        """The class head may have grown: rows that are new are free and anchored where they are."""
+        """The class head may have grown or come: what is new is free, and anchored where it is."""
+        anchored = self.is_anchored
         self.named = parts_of(self.network, self.scope)
         for name, parameter in self.named.items():
             for kind in ("anchor", "importance", "path"):
                 held = self.state.get(f"{kind}.{name}")
+                fresh = parameter.detach().clone()
+                if kind != "anchor":
+                    fresh.zero_()
                 if held is not None and held.shape != parameter.shape:
-                    fresh = parameter.detach() if kind == "anchor" else parameter.detach() * 0
                     self.state[f"{kind}.{name}"] = torch.cat([held, fresh[len(held) :]])
+                elif held is None and anchored and kind != "path":
+                    self.state[f"{kind}.{name}"] = fresh
 
     @torch.no_grad()
     def edit_grads(self) -> None:

@@ -143,3 +143,23 @@ def load_backbone(backbone: nn.Module, state: TensorDict, source: str) -> None:
     check_tensors(body, own, source)
     for name, tensor in own.items():
         tensor.copy_(body[name])
+
+
+def last_stage(backbone: nn.Module) -> nn.Module:
+    """The last block of a ViT or an EfficientNet, the last stage of a PVT."""
+    stages = getattr(backbone, "blocks", None) or getattr(backbone, "stages", None)
+    if not isinstance(stages, nn.Sequential):
+        raise TypeError(f"{type(backbone).__name__} has neither blocks nor stages")
+    return stages[-1]
+
+
+def summary(out: Tensor) -> Tensor:
+    """What `last_stage` gives, as one vector a picture: the class token, or the mean of a map.
+
+    Args:
+        out: (B, n, D), the class token first, or (B, D, h, w).
+
+    Returns:
+        (B, D).
+    """
+    return out.mean(dim=(2, 3)) if out.ndim == 4 else out[:, 0]

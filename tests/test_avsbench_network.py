@@ -1,4 +1,4 @@
-"""AVSBench's network: TPAVI against loops, what a clip shares, what trains, comes back and serves."""
+"""AVSBench's network: TPAVI against loops, what a clip shares, what trains and serves."""
 
 import numpy as np
 import pytest
@@ -193,7 +193,7 @@ def test_single_frames_are_seen_apart():
 @pytest.mark.parametrize("categories", [(), ("dog", "car")])
 def test_pictures_with_several_sounds_are_each_as_with_one(T, categories):
     network = stirred(vary={"clip_frames": T}, categories=categories)
-    frames, log_mel = inputs(network, batch=2)
+    frames, _ = inputs(network, batch=2)
     with torch.no_grad():
         audio = network.encode_audio(torch.randn(6, 1, 101, 64))
         out = network.forward_features(frames, audio)

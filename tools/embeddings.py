@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model.network import Network
+from ..model.visual import last_stage, summary
 from ..streams.protocols import ClipInfo
 from .clipstore import ClipStore
 
@@ -29,12 +29,12 @@ def clip_embeddings(
         clips: which.
 
     Returns:
-        (N, D): the mean over positions of the backbone's last map for the middle picture, of length
-        1, beside the mean audio embedding, of length 1.
+        (N, D): the `visual.summary` of the middle picture, of length 1, beside the mean audio
+        embedding, of length 1.
     """
     seen: list[Tensor] = []
-    last = _last_stage(network.visual.backbone)
-    handle = last.register_forward_hook(lambda _module, _args, out: seen.append(_pooled(out)))
+    last = last_stage(network.visual.backbone)
+    handle = last.register_forward_hook(lambda _module, _args, out: seen.append(summary(out)[0]))
     rows: list[NDArray[np.float64]] = []
     try:
         for clip in clips:
@@ -47,19 +47,6 @@ def clip_embeddings(
     finally:
         handle.remove()
     return np.stack(rows)
-
-
-def _last_stage(backbone: nn.Module) -> nn.Module:
-    """The last block of a ViT or an EfficientNet, the last stage of a pyramid."""
-    blocks: Any = getattr(backbone, "blocks", None)
-    if blocks is None:
-        blocks = getattr(backbone, "stages", None) or list(backbone.children())
-    return cast(nn.Module, blocks[-1])
-
-
-def _pooled(out: Tensor) -> Tensor:
-    """(1, C, h, w) or (1, n, C) to (C,)."""
-    return (out.mean(dim=(2, 3)) if out.ndim == 4 else out.mean(dim=1))[0]
 
 
 def _unit(x: Tensor) -> NDArray[np.float64]:

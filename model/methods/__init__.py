@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -101,8 +102,10 @@ def _from_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise MethodError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look annotations up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[spec.name]
         raise MethodError(f"{path} cannot be imported: {error!r}") from error
     return module
