@@ -127,7 +127,7 @@ class DGR(Method):
         known = int(self.state.get("known", 0))
         alpha = row_weights(self.state["norms"], self.state["clips"], known, self.attenuation)
         beta = (alpha * norms).norm() / kd_weight.norm().clamp(min=TINY)
-        if bool(norms.any()):  # else nothing had a label: the distillation stands alone
+        if norms.sum() > TINY:  # else nothing had a label: the distillation stands alone
             weight.copy_(alpha[:, None] * own_weight + beta * kd_weight)
             bias.copy_(alpha * own_bias + beta * kd_bias)
 
