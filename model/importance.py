@@ -11,40 +11,7 @@ from .method import Batch
 from .network import Network
 
 
-def squared_gradients(
-    network: Network,
-    named: Mapping[str, nn.Parameter],
-    data: Iterable[Batch],
-    scalar: Callable[[Batch], Tensor],
-    most: int,
-) -> dict[str, Tensor]:
-    """The mean over examples of the squared gradient of a scalar.
-
-    Args:
-        network: put into `eval()` meanwhile.
-        named: by what to differentiate.
-        data: batches; each example of them is asked by itself.
-        scalar: of a batch with one example.
-        most: examples to ask at most.
-
-    Returns:
-        By name; zeros where no gradient came.
-    """
-    return _mean(network, named, data, scalar, most, torch.square)
-
-
-def absolute_gradients(
-    network: Network,
-    named: Mapping[str, nn.Parameter],
-    data: Iterable[Batch],
-    scalar: Callable[[Batch], Tensor],
-    most: int,
-) -> dict[str, Tensor]:
-    """The mean over examples of the gradient's absolute value; see `squared_gradients`."""
-    return _mean(network, named, data, scalar, most, torch.abs)
-
-
-def _mean(
+def mean_gradients(
     network: Network,
     named: Mapping[str, nn.Parameter],
     data: Iterable[Batch],
@@ -52,6 +19,19 @@ def _mean(
     most: int,
     measure: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
+    """The mean over examples of something of the gradient of a scalar.
+
+    Args:
+        network: put into `eval()` meanwhile.
+        named: by what to differentiate.
+        data: batches; each example of them is asked by itself.
+        scalar: of a batch with one example.
+        most: examples to ask at most.
+        measure: of a gradient: `torch.square` (Fisher), `torch.abs` (MAS).
+
+    Returns:
+        By name; zeros where no gradient came.
+    """
     sums = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
     count = 0
     was_training = network.training

@@ -1,8 +1,7 @@
 """What a continual-learning method is: a few hooks in the one training loop.
 
 A method owns no loop, no optimizer and no data. `training.Trainer` calls the hooks in the order in
-which they stand here; whoever drives the stream calls `begin`, `consolidate` and `predict`. Several
-methods together are one: `Methods`.
+which they stand here; whoever drives the stream calls `begin`, `consolidate` and `predict`.
 """
 
 from __future__ import annotations

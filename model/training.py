@@ -308,10 +308,11 @@ class Trainer:
         """Go on with another part of a larger run, from its first epoch.
 
         The optimizer's state stays, but for parameters that were replaced (a class head that grew);
-        those begin anew.
+        those begin anew. What a method froze meanwhile stays in the saved state.
         """
-        old = self._optimizer.state
-        self._params = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+        old, held = self._optimizer.state, self._params
+        named = self.network.named_parameters()
+        self._params = {n: p for n, p in named if p.requires_grad or n in held}
         self._optimizer = self._fresh_optimizer()
         for parameter in self._params.values():
             if parameter in old:

@@ -67,38 +67,15 @@ class VitEncoder(nn.Module):
         self.skip_dims = (self.token_dim,) * len(self.skip_blocks)
         inject(self.backbone, *lora)
 
-    def forward(self, frames: Tensor, extra: Tensor | None = None) -> VisualFeatures:
-        """Encodes normalised pictures (B, 3, H, W), H and W multiples of 16.
-
-        Args:
-            frames: the pictures.
-            extra: tokens (B, n, D) that pass through all blocks beside the picture's, without a
-                position, and are dropped afterwards.
-        """
-        tokens, maps = self._encode(frames, extra)
+    def forward(self, frames: Tensor) -> VisualFeatures:
+        """Encodes normalised pictures (B, 3, H, W), H and W multiples of 16."""
+        blocks = sorted(self.skip_blocks)
+        tokens, maps = cast(
+            "tuple[Tensor, list[Tensor]]",
+            self.backbone.forward_intermediates(frames, indices=blocks, output_fmt="NCHW"),
+        )  # (B, 1 + h·w, D), (B, D, h, w) each
         grid = tokens[:, self.backbone.num_prefix_tokens :].unflatten(1, maps[0].shape[-2:])
-        return VisualFeatures(grid, maps)
-
-    def class_token(self, frames: Tensor) -> Tensor:
-        """(B, D): what the last norm makes of the class token of normalised pictures."""
-        return self._encode(frames, None)[0][:, 0]
-
-    def _encode(self, frames: Tensor, extra: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Class token and picture after the last norm (B, 1 + h·w, D), and the skips."""
-        vit, first = self.backbone, self.backbone.num_prefix_tokens
-        h, w = vit.patch_embed.dynamic_feat_size((frames.shape[2], frames.shape[3]))
-        last = first + h * w
-        x = vit.patch_embed(frames)
-        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(x)))  # pyright: ignore[reportPrivateUsage]
-        if extra is not None:
-            x = torch.cat([x, extra], dim=1)  # (B, 1 + h·w + n, D)
-        maps: dict[int, Tensor] = {}
-        for i, block in enumerate(vit.blocks):
-            x = block(x)
-            if i in self.skip_blocks:
-                grid = x[:, first:last].unflatten(1, (h, w))
-                maps[i] = grid.permute(0, 3, 1, 2).contiguous()  # (B, D, h, w)
-        return vit.norm(x)[:, :last], tuple(maps[i] for i in self.skip_blocks)
+        return VisualFeatures(grid, tuple(maps[blocks.index(i)] for i in self.skip_blocks))
 
 
 def efficientnet_lite0() -> EfficientNet:

@@ -137,9 +137,17 @@ def test_a_run_that_is_cut_short_anywhere_ends_as_one_that_is_not(
     ).read_bytes()
 
 
-def test_a_stream_without_boundaries_resumes_with_its_optimizer(data, cache, tmp_path):
+@pytest.mark.parametrize("method", ["atlas", "ranpac"])
+def test_a_stream_without_boundaries_resumes_with_its_optimizer(method, data, cache, tmp_path):
+    """RanPAC freezes the network in the first task and learns from all the others' steps."""
     told = spec(
-        data, protocol="task-free", split="2-2", schedule="stream", consolidate="every:2", batch=2
+        data,
+        method=method,
+        protocol="task-free",
+        split="2-2",
+        schedule="stream",
+        consolidate="every:2",
+        batch=2,
     )
     whole = replay(told, tmp_path / "whole", cache=cache)
     calls = 0
@@ -226,6 +234,14 @@ def test_a_folder_with_other_files_is_refused(data, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="other files"):
         replay(spec(data), tmp_path)
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="other files"):
+        RunFolder(tmp_path / "file").claim(RunSpec(data=tmp_path))
+    with pytest.raises(RunError, match=r"config\.json cannot be written"):
+        RunFolder(tmp_path / "file" / "run").claim(RunSpec(data=tmp_path))
 
 
 def test_nan_stops_a_run_with_its_batch_saved(data, cache, tmp_path):

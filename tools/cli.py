@@ -501,9 +501,7 @@ def bench_learning(
     batch: Annotated[int, typer.Option(min=1, help="Frames a step.")] = 8,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Also write the report here.")
-    ] = None,
+    json_path: ReportOption = None,
 ) -> None:
     """Compare LRA's and SI's steps with Finetune's, and epochs with and without encoded sounds."""
     from .learningbench import bench_learning as compare

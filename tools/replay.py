@@ -224,9 +224,11 @@ class _Run:
         feed = self._feed(task)
         data = SegmentData(feed)
         began = time.monotonic()
-        if any(p.requires_grad for p in self.network.parameters()):
+        told = self.spec.consolidate == "oracle"
+        trains = any(p.requires_grad for p in self.network.parameters())
+        if trains or not told:  # untold, a frozen network's method learns from the steps
             self._train(task, feed)
-        if self.spec.consolidate == "oracle":
+        if told:
             self.method.consolidate(data)
         data.close()
         self.network.eval()
@@ -344,11 +346,12 @@ class _Run:
             for name, p in self.network.named_parameters()
             if name in self.moving
         }
-        tensors |= {f"method.{n}": value for n, value in self.method.state_dict().items()}
         manifest: dict[str, Any] = {}
         if self.trainer is not None and self.spec.consolidate != "oracle":
             held, manifest = self.trainer.state()
             tensors |= {f"trainer.{name}": value for name, value in held.items()}
+        else:
+            tensors |= {f"method.{n}": value for n, value in self.method.state_dict().items()}
         told = {
             "task": task.index,
             "categories": list(self.network.preset.categories),
@@ -368,13 +371,13 @@ class _Run:
         with torch.no_grad():
             for name, value in _under("network.", tensors).items():
                 own[name].copy_(value)
-        self.method.load_state_dict(_under("method.", tensors))
         self.costs |= told["costs"]
         task = self.tasks[told["task"]]
-        if told["trainer"]:
-            held = told["trainer"]
+        if held := told["trainer"]:  # before the method may freeze what the trainer knows
             self.trainer = self._trainer(held["steps_per_epoch"], held["notes"])
             self.trainer.load_state(_under("trainer.", tensors), held, str(self.files.boundary))
+        else:
+            self.method.load_state_dict(_under("method.", tensors))
         self.network.eval()
         if not self.files.is_scored(task.index):
             self._score(task.index)

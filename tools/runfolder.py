@@ -17,6 +17,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,7 +115,7 @@ class RunFolder:
                     f"{', '.join(names)}: name another folder, or delete this one"
                 )
             return
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
             raise RunError(f"{self.path} holds other files and no run; name another folder")
         write_json(config, told)
 
@@ -200,7 +201,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise RunError(
             f"{path} cannot be written ({error}); free space or mend the folder, then run the "
             "same command again: it goes on where it was"

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 
 from ..anchoring import Anchored
-from ..importance import normalised, squared_gradients
+from ..importance import mean_gradients, normalised
 from ..losses import total_loss
 from ..method import Batch, MethodError
 from ..teacher import answer
@@ -59,7 +59,9 @@ class EWC(Anchored):
             out = answer(self.network, one)
             return total_loss(out, one["masks"], one["valid"], one.get("labels"))["loss"]
 
-        fisher = normalised(squared_gradients(self.network, self.named, data, loss, self.examples))
+        fisher = normalised(
+            mean_gradients(self.network, self.named, data, loss, self.examples, torch.square)
+        )
         for name, value in fisher.items():
             held = self.state.get(f"importance.{name}")
             self.state[f"importance.{name}"] = value if held is None else self.gamma * held + value

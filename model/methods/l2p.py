@@ -27,19 +27,39 @@ from ..visual import last_stage, summary
 
 
 class PromptPool(nn.Module):
-    """Prompts (M, Lp, Da) and their keys (M, Dq), from a seed, uniform in −1..1."""
+    """Prompts (M, Lp, Da) and their keys (M, Dq), from a seed, uniform in −1..1.
 
-    def __init__(self, prompts: int, length: int, dim: int, query_dim: int, seed: int) -> None:
+    Its hooks are bound to it and it holds no graph, so that copies of a network (teachers, what is
+    served) have a pool of their own.
+    """
+
+    def __init__(
+        self, prompts: int, length: int, dim: int, query_dim: int, chosen: int, seed: int
+    ) -> None:
         super().__init__()
         source = torch.Generator().manual_seed(seed)
         self.prompts = nn.Parameter(2 * torch.rand(prompts, length, dim, generator=source) - 1)
         self.keys = nn.Parameter(2 * torch.rand(prompts, query_dim, generator=source) - 1)
+        self._chosen = chosen
+        self._query: Tensor | None = None
 
-    def forward(self, query: Tensor, chosen: int) -> tuple[Tensor, Tensor]:
-        """The chosen prompts of queries (B, Dq): tokens (B, chosen·Lp, Da), cosines (B, chosen)."""
-        cosines = F.normalize(query, dim=1) @ F.normalize(self.keys, dim=1).T  # (B, M)
-        best = cosines.topk(chosen, dim=1)
-        return self.prompts[best.indices].flatten(1, 2), best.values
+    def see(self, _module: nn.Module, _args: object, out: Tensor) -> None:
+        """Takes the queries (B, Dq) of the pictures that the backbone has just seen."""
+        self._query = summary(out).detach().float()
+
+    def nearest(self) -> tuple[Tensor, Tensor]:
+        """The prompts that each picture chooses, (B, k), and their keys' cosines, (B, k)."""
+        assert self._query is not None  # noqa: S101  the backbone ran just before
+        cosines = F.normalize(self._query, dim=1) @ F.normalize(self.keys, dim=1).T  # (B, M)
+        best = cosines.topk(self._chosen, dim=1)
+        return best.indices, best.values
+
+    def join(self, _module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Appends to audio tokens (B·K, T', Da) the prompts that each of B pictures chose."""
+        tokens, audio_tokens = args
+        joining = self.prompts[self.nearest()[0]].flatten(1, 2)  # (B, k·Lp, Da)
+        joining = joining.repeat_interleave(len(audio_tokens) // len(joining), dim=0)
+        return tokens, torch.cat([audio_tokens, joining.to(audio_tokens.dtype)], dim=1)
 
 
 @dataclass(eq=False)
@@ -68,8 +88,7 @@ class L2P(Method):
                 f"prompts {self.prompts}, length {self.length}, chosen {self.chosen}, pull "
                 f"{self.pull}: chosen must be 1 to prompts, length at least 1, pull at least 0"
             )
-        self._query: Tensor | None = None
-        self._cosines: Tensor | None = None
+        self._pool: PromptPool | None = None
 
     def prepare(self, network: Network) -> None:
         """Puts the pool into the network, as ``prompt_pool``."""
@@ -80,35 +99,24 @@ class L2P(Method):
                 f"l2p needs a cross-attention that prompts can join; {network.preset.name} has none"
             )
         last = last_stage(network.visual.backbone)
-        last.register_forward_hook(self._see)
+        seen: list[int] = []
+        probe = last.register_forward_hook(
+            lambda _m, _args, out: seen.append(summary(out).shape[1])
+        )
         with torch.no_grad():
             px = network.preset.image_px
             like = next(network.parameters())
             network.visual(like.new_zeros(1, 3, px, px))
-        query_dim = self._seen().shape[1]
-        pool = PromptPool(
-            self.prompts, self.length, fusion.key.in_features, query_dim, self.seed
-        ).to(like)
-        network.add_module("prompt_pool", pool)
-        fusion.register_forward_pre_hook(lambda _module, args: self._join(pool, *args))
-
-    def _see(self, _module: nn.Module, _args: object, out: Tensor) -> None:
-        self._query = summary(out).detach().float()
-
-    def _seen(self) -> Tensor:
-        assert self._query is not None  # noqa: S101  the backbone ran just before
-        return self._query
-
-    def _join(
-        self, pool: PromptPool, tokens: Tensor, audio_tokens: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Appends to audio tokens (B·K, T', Da) the prompts that each of B pictures chose."""
-        query = self._seen()
-        query = query.repeat_interleave(len(audio_tokens) // len(query), dim=0)
-        joining, self._cosines = pool(query, self.chosen)
-        return tokens, torch.cat([audio_tokens, joining.to(audio_tokens.dtype)], dim=1)
+        probe.remove()
+        dim = fusion.key.in_features
+        self._pool = PromptPool(self.prompts, self.length, dim, seen[0], self.chosen, self.seed).to(
+            like
+        )
+        network.add_module("prompt_pool", self._pool)
+        last.register_forward_hook(self._pool.see)
+        fusion.register_forward_pre_hook(self._pool.join)
 
     def extra_loss(self, batch: Batch, out: Output) -> dict[str, Tensor]:
         """`−λ·mean cos`: draws the chosen keys to the queries."""
-        assert self._cosines is not None  # noqa: S101  the network ran just before
-        return {"pull": -self.pull * self._cosines.mean()} if self.pull else {}
+        assert self._pool is not None  # noqa: S101  `prepare` came first
+        return {"pull": -self.pull * self._pool.nearest()[1].mean()} if self.pull else {}

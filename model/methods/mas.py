@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 
 from ..anchoring import Anchored
-from ..importance import absolute_gradients, normalised
+from ..importance import mean_gradients, normalised
 from ..method import Batch, MethodError
 from ..teacher import answer
 
@@ -56,7 +56,7 @@ class MAS(Anchored):
             total = out.mask_logits.square().mean()
             return total if out.class_logits is None else total + out.class_logits.square().mean()
 
-        gained = absolute_gradients(self.network, self.named, data, length, self.examples)
+        gained = mean_gradients(self.network, self.named, data, length, self.examples, torch.abs)
         for name, value in normalised(gained).items():
             held = self.state.get(f"importance.{name}")
             self.state[f"importance.{name}"] = value if held is None else held + value

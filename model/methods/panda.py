@@ -56,6 +56,9 @@ class PANDA(Method):
                 "from 0 to 1, base another method"
             )
         self._base = load(self.base)
+        # What the base declares holds for both, above all what it trains.
+        facts = ("trainable", "exemplar_free", "needs_boundaries", "needs_classes", "uses_task_id")
+        vars(self).update({fact: getattr(self._base, fact) for fact in facts})
 
     def prepare(self, network: Network) -> None:
         """Prepares the base."""

@@ -1,0 +1,77 @@
+"""EWC's Fisher and MAS's importance: example by example, as loops over examples have them."""
+
+import pytest
+import torch
+from atlasd.model.losses import total_loss
+from atlasd.model.methods import load
+from atlasd.model.presets import build
+from atlasd.model.teacher import answer
+
+
+def batches(network, sizes=(3, 2)):
+    draw = torch.Generator().manual_seed(2)
+    px = network.preset.image_px
+    for n in sizes:
+        images = torch.randint(0, 256, (n, px, px, 3), generator=draw, dtype=torch.uint8)
+        features = network.encode_audio(
+            network.log_mel(0.1 * torch.randn(n, 32_000, generator=draw))
+        )
+        valid = torch.ones(n, dtype=torch.bool)
+        valid[-1] = n == 2  # the third example of all has no mask
+        yield {
+            "images": images,
+            "masks": (torch.rand(n, px, px, generator=draw) > 0.7).to(torch.uint8),
+            "valid": valid,
+            "labels": torch.arange(n) % 2,
+            "tokens": features.tokens,
+            "embedding": features.embedding,
+        }
+
+
+def scalar(name, network, one):
+    out = answer(network, one)
+    if name == "ewc":
+        return total_loss(out, one["masks"], one["valid"], one["labels"])["loss"]
+    return out.mask_logits.square().mean() + out.class_logits.square().mean()
+
+
+@pytest.mark.parametrize(("name", "measure"), [("ewc", torch.square), ("mas", torch.abs)])
+@pytest.mark.parametrize("most", [500, 3])
+def test_importance_is_a_loops_mean_over_examples(name, measure, most):
+    network = build("tiny", trained=False, categories=("dog", "cow"))
+    method = load(name, {"examples": most})
+    method.prepare(network)
+    method.begin(None)
+    data = list(batches(network))
+    method.consolidate(data)
+
+    sums = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in method.named.items()}
+    examples = [
+        {k: v[i : i + 1] for k, v in b.items()} for b in data for i in range(len(b["valid"]))
+    ]
+    examples = [one for one in examples if one["valid"].item()][:most]
+    assert len(examples) == min(most, 4)
+    for one in examples:
+        network.zero_grad()
+        scalar(name, network, one).backward()
+        for n, p in method.named.items():
+            if p.grad is not None:
+                sums[n] += measure(p.grad.double())
+    largest = max(float(total.max()) for total in sums.values())
+    for n, total in sums.items():
+        found = method.state[f"importance.{n}"].double()
+        torch.testing.assert_close(found, total / largest, rtol=1e-4, atol=1e-7)
+
+
+def test_a_batchs_mean_gradient_squared_is_another_and_smaller_thing():
+    """The trap that public code falls into."""
+    network = build("tiny", trained=False, categories=("dog", "cow"))
+    batch = next(batches(network, (2,)))
+    named = [p for p in network.parameters() if p.requires_grad]
+
+    def squared(one):
+        grads = torch.autograd.grad(scalar("ewc", network, one), named)
+        return sum(float(g.double().square().sum()) for g in grads)
+
+    ones = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(2)]
+    assert squared(batch) < sum(map(squared, ones)) / 2
