@@ -108,6 +108,49 @@ def test_a_finished_run_is_not_made_again(whole, data):
     assert result["run"]["hash"] == spec(data).hash
 
 
+def test_til_takes_what_cil_learned_and_scored_and_ends_as_if_it_had_learned_it(
+    whole, data, cache, tmp_path
+):
+    til = spec(data, protocol="til")
+    replay(til, tmp_path / "alone", cache=cache)
+    seen: list[str] = []
+    replay(til, tmp_path / "taken", cache=cache, twin=whole, progress=lambda w, _: seen.append(w))
+    assert not seen
+    for name in ("metrics.json", "frames/002.csv", "manifest.json"):
+        assert (tmp_path / "taken" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_til_learns_by_itself_where_masks_depend_on_the_task_or_nothing_is_there(
+    data, cache, tmp_path, monkeypatch
+):
+    seen: list[str] = []
+    til = spec(data, protocol="til", tasks=1)
+    replay(
+        til,
+        tmp_path / "a",
+        cache=cache,
+        twin=tmp_path / "none",
+        progress=lambda w, _: seen.append(w),
+    )
+    assert seen
+    seen.clear()
+    replay(spec(data, tasks=1), tmp_path / "cil", cache=cache)
+    monkeypatch.setattr("atlasd.model.methods.atlas.Atlas.uses_task_id", True)
+    replay(
+        til,
+        tmp_path / "b",
+        cache=cache,
+        twin=tmp_path / "cil",
+        progress=lambda w, _: seen.append(w),
+    )
+    assert seen
+
+
+def test_a_twin_of_another_configuration_is_refused(whole, data, cache, tmp_path):
+    with pytest.raises(RunError, match="differs in epochs"):
+        replay(spec(data, protocol="til", epochs=2), tmp_path / "til", cache=cache, twin=whole)
+
+
 class StopError(Exception):
     """Stands for a kill."""
 

@@ -90,8 +90,9 @@ def evaluate(specs: Sequence[RunSpec], options: Options, console: Console | None
             options.methods,
             options.cache_folder,
             int(options.cache_gb * _GB),
+            spec.twin and options.out / spec.twin.folder,
         )
-        for spec in specs
+        for spec in sorted(specs, key=lambda spec: spec.twin is not None)  # twins come first
     ]
     left = [job for job in jobs if not RunFolder(job.folder).metrics.exists()]
     console.print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them there already", style="bold")

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
@@ -36,6 +36,7 @@ class Job:
         methods: folders with further methods.
         cache: folder of what runs share.
         cache_bytes: that it may take.
+        twin: folder of the run that learns the same; see `replay.replay`.
     """
 
     spec: RunSpec
@@ -43,6 +44,7 @@ class Job:
     methods: tuple[Path, ...]
     cache: Path
     cache_bytes: int
+    twin: Path | None = None
 
     def to_json(self) -> str:
         """One line."""
@@ -53,6 +55,7 @@ class Job:
                 "methods": [str(folder) for folder in self.methods],
                 "cache": str(self.cache),
                 "cache_bytes": self.cache_bytes,
+                "twin": self.twin and str(self.twin),
             }
         )
 
@@ -66,6 +69,7 @@ class Job:
             tuple(map(Path, told["methods"])),
             Path(told["cache"]),
             told["cache_bytes"],
+            told["twin"] and Path(told["twin"]),
         )
 
 
@@ -119,6 +123,7 @@ def make(job: Job, progress: Callable[[str, float], None]) -> str:
             job.folder,
             methods=job.methods,
             cache=DiskCache(job.cache, job.cache_bytes),
+            twin=job.twin,
             progress=progress,
         )
     except Exception as error:
@@ -198,8 +203,7 @@ class _Crew:
                 except queue.Empty:
                     return
                 if device:
-                    moved = job.spec.model_copy(update={"device": device})
-                    job = Job(moved, job.folder, job.methods, job.cache, job.cache_bytes)
+                    job = replace(job, spec=job.spec.model_copy(update={"device": device}))
                 self._give(number, job, tell)
         finally:
             self.stop()

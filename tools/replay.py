@@ -42,6 +42,7 @@ from .runfolder import (
     RunFolder,
     read_csv,
     to_csv,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -74,6 +75,7 @@ def replay(
     *,
     methods: Sequence[Path] = (),
     cache: DiskCache | None = None,
+    twin: Path | None = None,
     progress: Progress = lambda _what, _share: None,
 ) -> dict[str, Any]:
     """Make a run, or go on with it.
@@ -83,6 +85,8 @@ def replay(
         folder: the run's.
         methods: folders with further methods.
         cache: of decoded clips and encoded sounds; None: none.
+        twin: folder of the CIL run that a TIL run shares everything with but what the class head
+            may answer; where it is finished, its scores are taken instead of computed again.
         progress: told of each step.
 
     Returns:
@@ -105,7 +109,8 @@ def replay(
         spec.data, spec.subset, network, cache or DiskCache(folder, 0), seed=spec.seed
     )
     manifest = _manifest(files, spec, store, network)
-    _Run(spec, files, network, method, store, manifest, progress).to_the_end()
+    if twin is None or not _take_over(RunFolder(twin), files, spec, method, manifest):
+        _Run(spec, files, network, method, store, manifest, progress).to_the_end()
     result = metrics_of(files, spec, manifest)
     write_json(files.metrics, result)
     files.state.unlink(missing_ok=True)
@@ -156,6 +161,23 @@ def _manifest(files: RunFolder, spec: RunSpec, store: ClipStore, network: Networ
     manifest = planned(spec, clips, features)
     manifest.write(files.manifest)
     return manifest
+
+
+def _take_over(
+    twin: RunFolder, files: RunFolder, spec: RunSpec, method: Method, manifest: Manifest
+) -> bool:
+    """Take the scores of the run that learned the same; return whether that could be done."""
+    if spec.twin is None or method.uses_task_id or not twin.metrics.exists():
+        return False
+    twin.claim(spec.twin)
+    if Manifest.read(twin.manifest).tasks != manifest.tasks:
+        raise RunError(f"{twin.path} learned other tasks than {files.path}; delete one of them")
+    for path in sorted(twin.path.glob("frames/*")) + sorted(twin.path.glob("examples/*")):
+        write_bytes(files.path / path.relative_to(twin.path), path.read_bytes())
+    for name in ("prequential.csv", "costs.json"):
+        if (twin.path / name).exists():
+            write_bytes(files.path / name, (twin.path / name).read_bytes())
+    return True
 
 
 class _Run:

@@ -128,6 +128,11 @@ class RunSpec(BaseModel):
         return Path(network) / self.name / f"{self.protocol}-{self.order}" / f"seed{self.seed}"
 
     @property
+    def twin(self) -> RunSpec | None:
+        """The CIL run that learns what this TIL run learns, by the same steps; None: not TIL."""
+        return self.model_copy(update={"protocol": "cil"}) if self.protocol == "til" else None
+
+    @property
     def hash(self) -> str:
         """Names all that decides the result; where it is computed does not count."""
         told = self.model_dump(mode="json", exclude={"device", "system"})
