@@ -49,6 +49,20 @@ def told():
 # -- grids -------------------------------------------------------------------------------------
 
 
+def test_an_axis_value_can_bring_further_keys_along(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "base: {data: d}\naxes:\n  protocol: [cil, {protocol: task-free, protocol_tasks: 30}]\n"
+        "  vary: [{image_px: 64}]\n"
+    )
+    found = [(s.protocol, s.protocol_tasks, s.vary) for s in grid_of(path)]
+    assert found == [("cil", 0, {"image_px": 64}), ("task-free", 30, {"image_px": 64})]
+    (chosen,) = grid_of(path, axes={"protocol": ["task-free"]})
+    assert chosen.protocol_tasks == 30
+    (other,) = grid_of(path, axes={"protocol": ["dil"]})
+    assert other.protocol == "dil"
+
+
 def test_a_grid_is_all_combinations_of_its_systems_and_axes():
     specs = expand(
         {"data": "d", "vary": {"image_px": 64}},

@@ -159,13 +159,15 @@ def grid_of(
 
     In the file ``base`` holds what all runs share, ``systems`` names rows of a table with what is
     special to each, ``axes`` lists values by key; the runs are all combinations. ``a.b`` is key b
-    of a.
+    of a. A value that is a mapping with the axis's own key in it brings further keys along:
+    ``protocol: [cil, {protocol: task-free, protocol_tasks: 30}]``.
 
     Args:
         path: the file, YAML, or the name of one that ships; None: there is none.
         data: over the file's.
         systems: only these of the file's; none: all.
-        axes: values by key, instead of the file's of the same key.
+        axes: values by key, instead of the file's of the same key; what the file's value brings
+            along comes along.
         overrides: ``KEY=VALUE``, the value as in YAML; over all else.
 
     Raises:
@@ -184,7 +186,10 @@ def grid_of(
             f"{', '.join(grid.systems) or 'no systems'}"
         )
     wanted = {n: told for n, told in grid.systems.items() if not systems or n in systems}
-    chosen = {**grid.axes, **(axes or {})}
+    chosen = dict(grid.axes)
+    for key, values in (axes or {}).items():
+        brought = {v[key]: v for v in grid.axes.get(key, []) if _brings(key, v)}
+        chosen[key] = [brought.get(value, value) for value in values]
     base = {"method": "atlas"} | grid.base
     return expand(base, wanted, chosen, str(path or "command line"), told)
 
@@ -225,7 +230,9 @@ def expand(
     for system, special in (systems or {"": {}}).items():
         for values in itertools.product(*axes.values()):
             told: dict[str, Any] = {}
-            chosen = dict(zip(axes, values, strict=True))
+            chosen: dict[str, Any] = {}
+            for key, value in zip(axes, values, strict=True):
+                chosen |= value if _brings(key, value) else {key: value}
             for part in (base, {"system": system}, special, chosen, over or {}):
                 _merge(told, part)
             where = f"{source}, {system or 'run'} {chosen}"
@@ -240,6 +247,11 @@ def expand(
     if faults:
         raise GridError("\n".join(dict.fromkeys(faults)))
     return list(folders.values())
+
+
+def _brings(key: str, value: object) -> bool:
+    """Whether an axis's value brings further keys along."""
+    return isinstance(value, Mapping) and key in value
 
 
 def _merge(told: dict[str, Any], part: Mapping[str, Any]) -> None:
