@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -33,16 +34,28 @@ def protocol_of(spec: RunSpec) -> Protocol:
 
 
 def clips_of(spec: RunSpec, entries: Iterable[Entry]) -> list[ClipInfo]:
-    """The clips that take part: all, or so many training clips of each category."""
-    counts: dict[str | None, int] = {}
+    """The clips that take part: all, or so many training clips of each category.
+
+    Fewer are taken at even distances, as a data set may list its kinds of clips one after the other.
+    """
+    clips = [
+        clip_info(entry)
+        for entry in entries
+        if spec.protocol != "dil-per-category" or entry.category == spec.category
+    ]
+    if not spec.clips_per_class:
+        return clips
+    there = Counter(clip.category for clip in clips if clip.split == "train")
+    wanted = {name: min(spec.clips_per_class, there[name]) for name in there if name}
+    passed: Counter[str | None] = Counter()
     chosen: list[ClipInfo] = []
-    for entry in entries:
-        if entry.split == "train" and spec.clips_per_class:
-            counts[entry.category] = counts.get(entry.category, 0) + 1
-            if counts[entry.category] > spec.clips_per_class:
+    for clip in clips:
+        if clip.split == "train" and clip.category in wanted:
+            k, n, m = passed[clip.category], there[clip.category], wanted[clip.category]
+            passed[clip.category] += 1
+            if (k + 1) * m // n == k * m // n:
                 continue
-        if spec.protocol != "dil-per-category" or entry.category == spec.category:
-            chosen.append(clip_info(entry))
+        chosen.append(clip)
     return chosen
 
 

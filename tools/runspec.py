@@ -75,7 +75,8 @@ class RunSpec(BaseModel):
     tasks: int = Field(default=0, ge=0)
     """Stop after so many tasks; 0: all. Tuning sees the first two."""
     clips_per_class: int = Field(default=0, ge=0)
-    """Training clips of each category; 0: all."""
+    """Training clips of each category, at even distances in the data set's list; 0: all. Clips
+    without a category all take part."""
     seed: int = Field(default=0, ge=0)
     """Of the order, the network's random parts, the batches."""
     schedule: Literal["epochs", "stream"] = "epochs"
