@@ -22,7 +22,7 @@ Batch = dict[str, Tensor]
 
 Trainable = Literal["all", "lora", "decoder"]
 """What a method trains besides conditioning, fusion, decoder and head: the whole visual backbone,
-LoRA on it, or nothing of it."""
+LoRA on it, or nothing of it. Composed with a method that names less, one with "all" follows it."""
 
 
 class MethodError(ValueError):
@@ -99,9 +99,6 @@ class Method:
     """Whether `transform` makes new sounds, so that encoded ones cannot be kept."""
     strength: ClassVar[str] = ""
     """The option that at 0 leaves Finetune; none where there is no such option."""
-    upon: ClassVar[str] = ""
-    """The option that names another method, to which this one adds and which `strength` 0 leaves
-    instead of Finetune; none where it stands by itself."""
 
     state: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict[str, Tensor])
 

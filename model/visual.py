@@ -67,15 +67,31 @@ class VitEncoder(nn.Module):
         self.skip_dims = (self.token_dim,) * len(self.skip_blocks)
         inject(self.backbone, *lora)
 
-    def forward(self, frames: Tensor) -> VisualFeatures:
-        """Encodes normalised pictures (B, 3, H, W), H and W multiples of 16."""
-        blocks = sorted(self.skip_blocks)
-        tokens, maps = cast(
-            "tuple[Tensor, list[Tensor]]",
-            self.backbone.forward_intermediates(frames, indices=blocks, output_fmt="NCHW"),
-        )  # (B, 1 + h·w, D), (B, D, h, w) each
-        grid = tokens[:, self.backbone.num_prefix_tokens :].unflatten(1, maps[0].shape[-2:])
-        return VisualFeatures(grid, tuple(maps[blocks.index(i)] for i in self.skip_blocks))
+    def forward(self, frames: Tensor, prompts: Tensor | None = None) -> VisualFeatures:
+        """Encodes pictures.
+
+        Args:
+            frames: normalised, (B, 3, H, W), H and W multiples of 16.
+            prompts: (B, n, D), tokens that each picture's own attend to in every block, and that
+                are dropped at the end; None: there are none.
+        """
+        vit, B, n = self.backbone, len(frames), 0
+        embedded = vit.patch_embed(frames)  # (B, h, w, D)
+        # timm has no public name for what adds class token and positions.
+        x = vit._pos_embed(embedded)  # pyright: ignore[reportPrivateUsage]  # (B, 1 + h·w, D)
+        x = vit.norm_pre(vit.patch_drop(x))
+        first = vit.num_prefix_tokens
+        if prompts is not None:
+            x, n = torch.cat([x[:, :first], prompts.to(x), x[:, first:]], dim=1), prompts.shape[1]
+        h, w = embedded.shape[1:3]
+        skips: dict[int, Tensor] = {}
+        for number, block in enumerate(vit.blocks):
+            x = block(x)
+            if number in self.skip_blocks:
+                grid = x[:, first + n :].reshape(B, h, w, -1)
+                skips[number] = grid.permute(0, 3, 1, 2).contiguous()
+        tokens = vit.norm(x)[:, first + n :].unflatten(1, (h, w))
+        return VisualFeatures(tokens, tuple(skips[i] for i in self.skip_blocks))
 
 
 def efficientnet_lite0() -> EfficientNet:

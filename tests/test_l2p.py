@@ -1,16 +1,40 @@
 """L2P: chosen prompts by hand, and what copies see."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from atlasd.model.lora import base_state
 from atlasd.model.method import MethodError
 from atlasd.model.methods import load
-from atlasd.model.presets import build
+from atlasd.model.presets import QUERY_AND_VALUE, TINY, build
 from atlasd.model.teacher import Teacher, answer
+from atlasd.model.visual import VitEncoder
+from scipy.special import erf
+from test_methods import FIRST, PARTS, Run, assert_equal
+
+PLACES = ("attention", "vit")
 
 
-def prepared(**options):
-    network = build("tiny", trained=False, vary={"lora_rank": 0}, categories=("dog", "cow"))
+def vit_network(px=64, rank=0):
+    """`tiny` upon the smallest of timm's ViTs, in random weights."""
+
+    def visual(rank):
+        return VitEncoder("vit_tiny_patch16_224", QUERY_AND_VALUE._replace(rank=rank))
+
+    preset = replace(TINY, name="tiny-vit", visual=visual, image_px=px, lora_rank=rank)
+    torch.manual_seed(0)
+    return preset.classify(FIRST).network()
+
+
+def prepared(kind="attention", **options):
+    """The method in a network where by default its prompts join in a place."""
+    network = (
+        vit_network()
+        if kind == "vit"
+        else build("tiny", trained=False, vary={"lora_rank": 0}, categories=FIRST)
+    )
     method = load("l2p", options)
     method.prepare(network)
     return network, method
@@ -40,11 +64,12 @@ def test_each_picture_chooses_the_keys_nearest_to_it_by_cosine():
     chosen = np.take_along_axis(cosines, expected, axis=1)
     np.testing.assert_allclose(near.detach().numpy(), chosen, atol=1e-6)
     pull = method.extra_loss(batch, out)["pull"]
-    assert float(pull.detach()) == pytest.approx(-0.25 * chosen.mean(), abs=1e-6)
+    assert float(pull.detach()) == pytest.approx(-0.25 * chosen.sum(axis=1).mean(), abs=1e-6)
 
 
-def test_only_chosen_keys_and_prompts_get_gradients():
-    network, method = prepared(prompts=8, chosen=2)
+@pytest.mark.parametrize("place", PLACES)
+def test_only_chosen_keys_and_prompts_get_gradients(place):
+    network, method = prepared(place, prompts=8, chosen=2)
     batch = batch_of(network)
     out = answer(network, batch)
     (out.mask_logits.square().mean() + method.extra_loss(batch, out)["pull"]).backward()
@@ -53,10 +78,12 @@ def test_only_chosen_keys_and_prompts_get_gradients():
     for parameter in (pool.prompts, pool.keys):
         moved = set(parameter.grad.flatten(1).any(dim=1).nonzero()[:, 0].tolist())
         assert moved == used
+    assert all(p.grad is None for p in network.visual.backbone.parameters())
 
 
-def test_what_a_picture_chooses_does_not_depend_on_its_company():
-    network, _ = prepared()
+@pytest.mark.parametrize("place", PLACES)
+def test_what_a_picture_chooses_does_not_depend_on_its_company(place):
+    network, _ = prepared(place)
     batch = batch_of(network)
     with torch.no_grad():
         together = answer(network, batch).mask_logits
@@ -67,8 +94,9 @@ def test_what_a_picture_chooses_does_not_depend_on_its_company():
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_several_sounds_of_a_picture_meet_its_own_prompts():
-    network, _ = prepared()
+@pytest.mark.parametrize("place", PLACES)
+def test_several_sounds_of_a_picture_meet_its_own_prompts(place):
+    network, _ = prepared(place)
     batch = batch_of(network, 2)
     frames = network.normalise(batch["images"])
     audio = network.encode_audio(network.log_mel(batch["waves"]))
@@ -79,9 +107,10 @@ def test_several_sounds_of_a_picture_meet_its_own_prompts():
     torch.testing.assert_close(twice, once.repeat_interleave(2, dim=0), rtol=1e-4, atol=1e-5)
 
 
-def test_copies_of_the_network_keep_the_prompts_of_their_moment():
+@pytest.mark.parametrize("place", PLACES)
+def test_copies_of_the_network_keep_the_prompts_of_their_moment(place):
     """A hook that is not bound to the pool would show a teacher the prompts that go on learning."""
-    network, method = prepared()
+    network, method = prepared(place)
     batch = batch_of(network)
     out = answer(network, batch)
     method.extra_loss(batch, out)["pull"].backward()
@@ -100,7 +129,146 @@ def test_a_network_without_cross_attention_is_refused():
         load("l2p").prepare(build("tiny-avsbench"))
 
 
-@pytest.mark.parametrize("options", [{"chosen": 11}, {"chosen": 0}, {"length": 0}, {"pull": -1.0}])
+def test_a_vit_that_is_not_there_is_refused():
+    with pytest.raises(MethodError, match="place is vit, and tiny has no ViT; 'attention' is for"):
+        prepared(place="vit")
+
+
+@pytest.mark.parametrize(
+    "options", [{"chosen": 11}, {"chosen": 0}, {"length": 0}, {"pull": -1.0}, {"place": "head"}]
+)
 def test_options_out_of_bounds_are_named(options):
     with pytest.raises(MethodError, match=next(iter(options))):
         load("l2p", options)
+
+
+# -- in the ViT -----------------------------------------------------------------------------------
+
+
+def layer_norm(x, w, name):
+    away = x - x.mean(axis=-1, keepdims=True)
+    scaled = away / np.sqrt((away**2).mean(axis=-1, keepdims=True) + 1e-6)
+    return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def linear(x, w, name):
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+
+def vit_in_float64(w, frame, prompts, heads=3):
+    """One picture (3, 224, 224) and its prompts (n, D): tokens at the end, and after each block."""
+    patches = [
+        frame[:, y : y + 16, x : x + 16].ravel()
+        for y in range(0, 224, 16)
+        for x in range(0, 224, 16)
+    ]
+    kernel = w["patch_embed.proj.weight"].reshape(192, -1)
+    embedded = np.stack(patches) @ kernel.T + w["patch_embed.proj.bias"]
+    x = np.concatenate([w["cls_token"][0], embedded]) + w["pos_embed"][0]
+    x, after = np.concatenate([x[:1], prompts, x[1:]]), []
+    for i in range(12):
+        q, k, v = np.split(
+            linear(layer_norm(x, w, f"blocks.{i}.norm1"), w, f"blocks.{i}.attn.qkv"), 3, axis=1
+        )
+        heard = []
+        for one in np.split(np.arange(192), heads):
+            scores = np.exp(q[:, one] @ k[:, one].T / np.sqrt(len(one)))
+            heard.append(scores / scores.sum(axis=1, keepdims=True) @ v[:, one])
+        x = x + linear(np.concatenate(heard, axis=1), w, f"blocks.{i}.attn.proj")
+        hidden = linear(layer_norm(x, w, f"blocks.{i}.norm2"), w, f"blocks.{i}.mlp.fc1")
+        gelu = 0.5 * hidden * (1 + erf(hidden / np.sqrt(2)))
+        x = x + linear(gelu, w, f"blocks.{i}.mlp.fc2")
+        after.append(x)
+    return layer_norm(x, w, "norm"), after
+
+
+def test_prompts_in_a_vit_against_a_float64_loop():
+    network = vit_network(224)
+    method = load("l2p", {"prompts": 6, "chosen": 2, "length": 3})
+    method.prepare(network)
+    frames = network.normalise(batch_of(network, 2)["images"])
+    with torch.no_grad():
+        found = network.visual(frames)
+    w = {n: t.double().numpy() for n, t in base_state(network.visual.backbone).items()}
+    pool = {n: t.double().numpy() for n, t in network.prompt_pool.state_dict().items()}
+    choices = []
+    for i, frame in enumerate(frames.double().numpy()):
+        query = vit_in_float64(w, frame, np.zeros((0, 192)))[0][0]
+        cosines = pool["keys"] @ query / np.linalg.norm(pool["keys"], axis=1)
+        choices.append(np.argsort(-cosines)[:2].tolist())
+        prompts = np.concatenate([pool["prompts"][j] for j in choices[-1]])
+        tokens, after = vit_in_float64(w, frame, prompts)
+        near = {"rtol": 1e-3, "atol": 1e-4}
+        np.testing.assert_allclose(found.tokens[i].flatten(0, 1), tokens[7:], **near)
+        for skip, number in zip(found.skips, network.visual.skip_blocks, strict=True):
+            np.testing.assert_allclose(skip[i].flatten(1).T, after[number][7:], **near)
+        bare = vit_in_float64(w, frame, np.zeros((0, 192)))[0][1:]
+        assert np.abs(tokens[7:] - bare).max() > 0.01, "prompts have a say"
+    assert network.prompt_pool.nearest()[0].tolist() == choices
+    assert found.tokens.shape == (2, 14, 14, 192)
+
+
+@pytest.mark.parametrize("px", [64, 224])
+@pytest.mark.parametrize("rank", [0, 8])
+def test_without_prompts_a_vit_says_what_timms_says(px, rank):
+    encoder = vit_network(px, rank).visual
+    frames = torch.randn(2, 3, px, px)
+    with torch.no_grad():
+        found = encoder(frames)
+        tokens, maps = encoder.backbone.forward_intermediates(frames, indices=[2, 5])
+    assert torch.equal(found.tokens.flatten(1, 2), tokens[:, 1:])
+    assert torch.equal(found.skips[0], maps[1])
+    assert torch.equal(found.skips[1], maps[0])
+
+
+def test_in_a_vit_prompts_and_keys_train_and_the_backbone_does_not():
+    network, _ = prepared("vit")
+    trained = {n: p.numel() for n, p in network.named_parameters() if p.requires_grad}
+    parts = {"conditioning", "fusion", "decoder", "head", "prompt_pool"}
+    assert {name.partition(".")[0] for name in trained} == parts
+    assert trained["prompt_pool.prompts"] == 10 * 5 * 192
+    assert trained["prompt_pool.keys"] == 10 * 192
+
+
+def test_in_a_vit_the_prompts_can_still_join_the_attention():
+    network, _ = prepared("vit", place="attention")
+    audio_dim = network.fusion.key.in_features
+    assert network.prompt_pool.prompts.shape == (10, 5, audio_dim)
+    assert answer(network, batch_of(network)).mask_logits.shape == (3, 64, 64)
+
+
+def test_prompts_in_a_vit_go_on_where_they_were_saved(tmp_path):
+    path, stop = tmp_path / "state.safetensors", 3
+    whole, resumed = (Run(load("lwf+l2p"), vit_network()) for _ in range(2))
+    for run in (whole, resumed):
+        run.begin(PARTS[0])
+    whole.learn(PARTS[0], 0, stop)
+    whole.trainer.save(path)
+    whole.learn(PARTS[0], stop)
+    resumed.trainer.restore(path)
+    resumed.learn(PARTS[0], stop)
+    for run in (whole, resumed):
+        run.consolidate(PARTS[0])
+    assert_equal(whole, resumed)
+    late = Run(load("lwf+l2p"), vit_network())
+    late.go_on(whole.boundary())
+    for run in (whole, late):
+        run.begin(PARTS[1])
+        run.learn(PARTS[1])
+        run.consolidate(PARTS[1])
+    assert_equal(whole, late)
+    assert whole.answers().class_logits.shape == (3, 4)
+
+
+@pytest.mark.slow
+def test_the_atlas_preset_learns_prompts():
+    vary = {"lora_rank": 0}
+    network = build("atlas", trained=False, pretrained=False, vary=vary, categories=FIRST)
+    run = Run(load("l2p"), network)
+    assert network.prompt_pool.prompts.shape == (10, 5, 768)
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    run.begin(PARTS[0])
+    run.learn(PARTS[0], 0, 1)
+    moved = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
+    assert {"prompt_pool.prompts", "prompt_pool.keys"} < moved
+    assert not any(n.startswith(("visual.", "audio.")) for n in moved)

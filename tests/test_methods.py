@@ -17,7 +17,8 @@ from atlasd.tools.replay import protocol_loss
 FIRST, ALL = ("dog", "cow"), ("dog", "cow", "car", "violin")
 STEPS = 4
 OWN = "eleventh"
-METHODS = (*names(), OWN)
+COMPOSED = ("panda+dgr", "panda+atlas", "lwf+ewc", "lwf+atlas", "panda+fecam")
+METHODS = (*names(), OWN, *COMPOSED)
 
 OWN_SOURCE = '''
 """Weight decay towards the first consolidation, as a method of one's own may be written."""
@@ -199,14 +200,19 @@ def two_segments(run, on_boundary=lambda: None):
 # -- the promises ---------------------------------------------------------------------------------
 
 
-def options_at_zero(kind):
+STRONG = [
+    name for name in METHODS if all(part == OWN or load(part).strength for part in name.split("+"))
+]
+
+
+def at_zero(name, make):
     """Options with which a method is to be Finetune."""
-    return {kind.strength: 0.0} | ({kind.upon: "finetune"} if kind.upon else {})
+    return {f"{part}.{make(part).strength}": 0.0 for part in name.split("+")}
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n == OWN or load(n).strength])
+@pytest.mark.parametrize("name", STRONG)
 def test_strength_zero_is_finetune_bit_for_bit(name, make):
-    method = make(name, **options_at_zero(make(name)))
+    method = make(name, **at_zero(name, make))
     plain = Method()
     vars(plain).update(trainable=method.trainable, mixes_clips=method.mixes_clips)
     one, two = Run(method), Run(plain)
@@ -218,12 +224,9 @@ def test_strength_zero_is_finetune_bit_for_bit(name, make):
         assert same(one.network.state_dict(), two.network.state_dict()), f"segment {part.index}"
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n == OWN or load(n).strength])
+@pytest.mark.parametrize("name", STRONG)
 def test_with_its_default_strength_it_is_not_finetune(name, make):
-    kind = make(name)
-    method = make(name, **({kind.upon: "finetune"} if kind.upon else {}))
-    off = make(name, **options_at_zero(kind))
-    one, two = two_segments(Run(method)), two_segments(Run(off))
+    one, two = two_segments(Run(make(name))), two_segments(Run(make(name, **at_zero(name, make))))
     assert not same(one.network.state_dict(), two.network.state_dict())
 
 

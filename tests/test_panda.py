@@ -1,4 +1,4 @@
-"""PANDA: who is pasted where, pixel by pixel; what its base does and declares."""
+"""PANDA: who is pasted where, pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from atlasd.model.presets import build
 
 
 def prepared(**options):
-    method = load("panda", {"base": "finetune", **options})
+    method = load("panda", options)
     network = build("tiny", trained=False, categories=("dog", "cow"))
     method.prepare(network)
     method.begin(None)
@@ -90,18 +90,7 @@ def test_the_same_random_numbers_make_the_same_batch():
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("base", ["dgr", "atlas", "fecam", "ranpac", "finetune"])
-def test_what_the_base_trains_is_trained(base):
-    method, alone = load("panda", {"base": base}), load(base)
-    assert method.trainable == alone.trainable
-    assert method.needs_boundaries == alone.needs_boundaries
-    assert method.mixes_clips
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"share": 1.5}, "share 1.5"), ({"base": "panda"}, "another method"), ({"base": "x"}, "'x'")],
-)
-def test_what_it_cannot_do_is_said(options, message):
-    with pytest.raises(MethodError, match=message):
+@pytest.mark.parametrize("options", [{"share": 1.5}, {"beta": -0.5}])
+def test_what_it_cannot_do_is_said(options):
+    with pytest.raises(MethodError, match="both must be from 0 to 1"):
         load("panda", options)

@@ -156,7 +156,7 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5, 7, 9])
-@pytest.mark.parametrize("method", ["atlas", "ewc", "lwf"])
+@pytest.mark.parametrize("method", ["atlas", "ewc", "lwf", "panda+ewc"])
 def test_a_run_that_is_cut_short_anywhere_ends_as_one_that_is_not(
     method, stop, data, cache, tmp_path
 ):

@@ -274,7 +274,8 @@ def evaluate(
         list[str] | None, typer.Option(help="Only these of the grid's systems.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="Of model/methods; several: one run each.")
+        list[str] | None,
+        typer.Option(help="Of model/methods, or several as panda+dgr; repeated: one run each."),
     ] = None,
     protocol: Annotated[
         list[str] | None, typer.Option(help="til, cil, dil, task-free; several: one run each.")

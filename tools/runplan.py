@@ -36,7 +36,7 @@ def protocol_of(spec: RunSpec) -> Protocol:
 def clips_of(spec: RunSpec, entries: Iterable[Entry]) -> list[ClipInfo]:
     """The clips that take part: all, or so many training clips of each category.
 
-    Fewer are taken at even distances, as a data set may list its kinds of clips one after the other.
+    Fewer are taken at even distances: a data set may list one kind of clips after the other.
     """
     clips = [
         clip_info(entry)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..model.method import Trainable
 from ..streams.avslayout import Subset
@@ -48,9 +48,10 @@ class RunSpec(BaseModel):
     random: bool = False
     """Take no published weights at all: every part random."""
     method: str = "atlas"
-    """A file in `model/methods`, or in a folder given with `--methods`."""
+    """A file in `model/methods`, or in a folder given with `--methods`; several that learn together
+    as a list, or with `+` between them."""
     options: dict[str, float | int | bool | str] = {}
-    """The method's options."""
+    """The method's options; of several methods `NAME.OPTION`, or the option where one has it."""
     trainable: Trainable | None = None
     """What trains of the visual backbone: all, lora or decoder (nothing); none: as the method."""
     protocol: ProtocolName = "cil"
@@ -106,6 +107,11 @@ class RunSpec(BaseModel):
     """Of torch; equal results need equal threads."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """Where to compute."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _joined(cls, told: object) -> object:
+        return "+".join(map(str, told)) if isinstance(told, list) else told
 
     @property
     def name(self) -> str:

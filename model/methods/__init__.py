@@ -1,7 +1,8 @@
 """The continual-learning methods, one file each, found by their file's name.
 
 A file holds one class that inherits from `method.Method`; its fields are the method's options. A
-method of one's own is a file in any folder that `load` is told.
+method of one's own is a file in any folder that `load` is told. ``panda+dgr`` is several methods
+that learn together (`composition`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..composition import Composed
 from ..method import Method, MethodError
 
 _HERE = Path(__file__).parent
@@ -35,34 +37,69 @@ def names(folders: Sequence[Path] = ()) -> tuple[str, ...]:
 def load(
     name: str, options: Mapping[str, Any] | None = None, folders: Sequence[Path] = ()
 ) -> Method:
-    """Make a method.
+    """Make a method, or several as one.
 
     Args:
-        name: of its file, ``-`` as good as ``_``.
-        options: values by the names of its fields; others keep their defaults.
+        name: of its file, ``-`` as good as ``_``; of several with ``+`` between them, in order.
+        options: values by the names of its fields; others keep their defaults. Of several methods
+            ``ewc.lam`` is an option of one of them; ``lam`` will do where only one has it.
         folders: where to look besides the methods that ship; these come first.
 
     Raises:
-        MethodError: there is no such method, its file is not as it must be, or an option is
-            unknown or of another type.
+        MethodError: there is no such method, its file is not as it must be, an option is unknown,
+            of more than one method, or of another type, or methods do not go together.
     """
-    kind = _class_of(name.replace("-", "_"), folders)
-    allowed = {field.name: field for field in fields(kind) if field.init}
-    chosen: dict[str, Any] = {}
-    for key, value in (options or {}).items():
-        if key not in allowed:
-            raise MethodError(
-                f"{name} has no option {key!r}; it has {', '.join(sorted(allowed)) or 'none'}"
-            )
-        default = allowed[key].default
-        fits = type(value) is type(default) or (type(default) is float and type(value) is int)
-        if not fits:
-            raise MethodError(
-                f"{name}.{key} is {value!r}; a value like {default!r} is needed "
-                f"({type(default).__name__})"
-            )
-        chosen[key] = type(default)(value)
-    return kind(**chosen)
+    parts = [part.replace("-", "_") for part in name.split("+")]
+    kinds = {part: _class_of(part, folders) for part in parts}
+    if len(kinds) < len(parts):
+        raise MethodError(f"{name} names a method more than once; once is needed")
+    dealt = _dealt(name, kinds, options or {})
+    made = {part: kind(**dealt[part]) for part, kind in kinds.items()}
+    return Composed(made) if len(made) > 1 else made[parts[0]]
+
+
+def _dealt(
+    name: str, kinds: Mapping[str, type[Method]], options: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Each method's options by the names of its fields, checked."""
+    allowed = {
+        (part, field.name): field
+        for part, kind in kinds.items()
+        for field in fields(kind)
+        if field.init
+    }
+    dealt: dict[str, dict[str, Any]] = {part: {} for part in kinds}
+    for key, value in options.items():
+        part, option = _owner(name, key, allowed)
+        if option in dealt[part]:
+            raise MethodError(f"{part}.{option} is given twice, with {key!r} the second time")
+        dealt[part][option] = _checked(f"{part}.{option}", value, allowed[part, option])
+    return dealt
+
+
+def _owner(name: str, key: str, allowed: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    """The method and the field that an option's name means."""
+    head, _, option = key.rpartition(".")
+    part = head.replace("-", "_")
+    found = [one for one in allowed if one[1] == option and part in ("", one[0])]
+    if len(found) == 1:
+        return found[0]
+    spelled = [".".join(one) if "+" in name else one[1] for one in found or allowed]
+    if found:
+        raise MethodError(f"{name} has several options {key!r}; name one of {', '.join(spelled)}")
+    raise MethodError(
+        f"{name} has no option {key!r}; it has {', '.join(sorted(spelled)) or 'none'}"
+    )
+
+
+def _checked(name: str, value: Any, field: Field[Any]) -> Any:  # noqa: ANN401  as YAML gives it
+    default = field.default
+    fits = type(value) is type(default) or (type(default) is float and type(value) is int)
+    if not fits:
+        raise MethodError(
+            f"{name} is {value!r}; a value like {default!r} is needed ({type(default).__name__})"
+        )
+    return type(default)(value)
 
 
 def _class_of(name: str, folders: Sequence[Path]) -> type[Method]:

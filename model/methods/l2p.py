@@ -1,14 +1,21 @@
 """L2P: Learning to Prompt.
 
 Wang et al. (arXiv 2112.08654), §4: a pool of M prompts of Lp tokens, each with a key. A picture's
-query, the frozen backbone's summary of it, picks the k keys nearest by cosine (Eq. 3), and their
-prompts join the tokens; `L = L_task − λ·mean cos(query, chosen keys)` (Eq. 5). The backbone never
-trains. M = 10, Lp = 5, k = 5, λ = 0.1 are the authors'.
+query, what the frozen backbone makes of it, picks the k keys nearest by cosine (Eq. 3), and their
+prompts join the tokens; `L = L_task − λ·Σ cos(query, chosen keys)`, averaged over pictures (Eq. 5).
+The backbone never trains. M = 10, Lp = 5, k = 5, λ = 0.1 are the authors'.
 
-Where prompts join is ours: not the ViT's tokens, but the keys and values of the cross-attention,
-beside the tokens of the sound, which every backbone of ATLAS has; the decoder then reads as many
-tokens as before. Pictures choose one by one; the public code's vote over the batch lets the company
-in a test batch decide.
+Where prompts join depends on the network (``place``):
+
+- ``vit``, the paper's: before the patches' tokens of a ViT, whose blocks all attend to them. The
+  query is the class token of the ViT without prompts, which takes a second forward pass. The paper
+  classifies by the prompts' own tokens; here (ours) these have no positions, are dropped at the
+  ViT's end, and the decoder reads as many tokens as before.
+- ``attention`` (ours), for every other backbone of ATLAS: among the keys and values of the
+  cross-attention, beside the tokens of the sound. The query is `visual.summary`.
+
+Pictures choose one by one; the public code's vote over the batch lets the company in a test batch
+decide.
 """
 
 from __future__ import annotations
@@ -23,11 +30,11 @@ from torch.nn import functional as F
 from ..fusion import Fusion
 from ..method import Batch, Method, MethodError, Trainable
 from ..network import Network, Output
-from ..visual import last_stage, summary
+from ..visual import VitEncoder, last_stage, summary
 
 
 class PromptPool(nn.Module):
-    """Prompts (M, Lp, Da) and their keys (M, Dq), from a seed, uniform in −1..1.
+    """Prompts (M, Lp, D) and their keys (M, Dq), from a seed, uniform in −1..1.
 
     Its hooks are bound to it and it holds no graph, so that copies of a network (teachers, what is
     served) have a pool of their own.
@@ -43,10 +50,6 @@ class PromptPool(nn.Module):
         self._chosen = chosen
         self._query: Tensor | None = None
 
-    def see(self, _module: nn.Module, _args: object, out: Tensor) -> None:
-        """Takes the queries (B, Dq) of the pictures that the backbone has just seen."""
-        self._query = summary(out).detach().float()
-
     def nearest(self) -> tuple[Tensor, Tensor]:
         """The prompts that each picture chooses, (B, k), and their keys' cosines, (B, k)."""
         assert self._query is not None  # noqa: S101  the backbone ran just before
@@ -54,10 +57,25 @@ class PromptPool(nn.Module):
         best = cosines.topk(self._chosen, dim=1)
         return best.indices, best.values
 
+    def _choice(self) -> Tensor:
+        """The prompts' tokens that each picture chooses, (B, k·Lp, D)."""
+        return self.prompts[self.nearest()[0]].flatten(1, 2)
+
+    def lead(self, encoder: VitEncoder, args: tuple[Tensor]) -> tuple[Tensor, Tensor]:
+        """Gives a ViT, beside pictures (B, 3, H, W), the prompts that each chose."""
+        (frames,) = args
+        with torch.no_grad():
+            self._query = encoder.backbone.forward_features(frames)[:, 0].float()
+        return frames, self._choice()
+
+    def see(self, _module: nn.Module, _args: object, out: Tensor) -> None:
+        """Takes the queries (B, Dq) of the pictures that the backbone has just seen."""
+        self._query = summary(out).detach().float()
+
     def join(self, _module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Appends to audio tokens (B·K, T', Da) the prompts that each of B pictures chose."""
+        """Appends to audio tokens (B·K, T', D) the prompts that each of B pictures chose."""
         tokens, audio_tokens = args
-        joining = self.prompts[self.nearest()[0]].flatten(1, 2)  # (B, k·Lp, Da)
+        joining = self._choice()
         joining = joining.repeat_interleave(len(audio_tokens) // len(joining), dim=0)
         return tokens, torch.cat([audio_tokens, joining.to(audio_tokens.dtype)], dim=1)
 
@@ -71,6 +89,7 @@ class L2P(Method):
         length: Lp.
         chosen: k.
         pull: λ.
+        place: ``vit``, ``attention``, or ``auto``: the ViT where the network has one.
         seed: of the prompts.
     """
 
@@ -80,6 +99,7 @@ class L2P(Method):
     length: int = 5
     chosen: int = 5
     pull: float = 0.1
+    place: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -88,11 +108,25 @@ class L2P(Method):
                 f"prompts {self.prompts}, length {self.length}, chosen {self.chosen}, pull "
                 f"{self.pull}: chosen must be 1 to prompts, length at least 1, pull at least 0"
             )
+        if self.place not in ("auto", "vit", "attention"):
+            raise MethodError(f"place is {self.place!r}; allowed are 'auto', 'vit' and 'attention'")
         self._pool: PromptPool | None = None
 
     def prepare(self, network: Network) -> None:
         """Puts the pool into the network, as ``prompt_pool``."""
         super().prepare(network)
+        if isinstance(network.visual, VitEncoder) and self.place != "attention":
+            pool = self._new_pool(network.visual.token_dim, network.visual.token_dim)
+            network.visual.register_forward_pre_hook(pool.lead)
+        elif self.place == "vit":
+            raise MethodError(
+                f"l2p's place is vit, and {network.preset.name} has no ViT; 'attention' is for "
+                "other backbones, 'auto' takes what the network has"
+            )
+        else:
+            self._join_attention(network)
+
+    def _join_attention(self, network: Network) -> None:
         fusion = network.get_submodule("fusion")
         if not isinstance(fusion, Fusion):
             raise MethodError(
@@ -105,18 +139,20 @@ class L2P(Method):
         )
         with torch.no_grad():
             px = network.preset.image_px
-            like = next(network.parameters())
-            network.visual(like.new_zeros(1, 3, px, px))
+            network.visual(next(network.parameters()).new_zeros(1, 3, px, px))
         probe.remove()
-        dim = fusion.key.in_features
-        self._pool = PromptPool(self.prompts, self.length, dim, seen[0], self.chosen, self.seed).to(
-            like
-        )
-        network.add_module("prompt_pool", self._pool)
-        last.register_forward_hook(self._pool.see)
-        fusion.register_forward_pre_hook(self._pool.join)
+        pool = self._new_pool(fusion.key.in_features, seen[0])
+        last.register_forward_hook(pool.see)
+        fusion.register_forward_pre_hook(pool.join)
+
+    def _new_pool(self, dim: int, query_dim: int) -> PromptPool:
+        """The pool, which becomes a part of the network."""
+        pool = PromptPool(self.prompts, self.length, dim, query_dim, self.chosen, self.seed)
+        self._pool = pool.to(next(self.network.parameters()))
+        self.network.add_module("prompt_pool", self._pool)
+        return self._pool
 
     def extra_loss(self, batch: Batch, out: Output) -> dict[str, Tensor]:
-        """`−λ·mean cos`: draws the chosen keys to the queries."""
+        """`−λ·Σ cos`: draws the chosen keys to the queries."""
         assert self._pool is not None  # noqa: S101  `prepare` came first
-        return {"pull": -self.pull * self._pool.nearest()[1].mean()} if self.pull else {}
+        return {"pull": -self.pull * self._pool.nearest()[1].sum(dim=1).mean()} if self.pull else {}

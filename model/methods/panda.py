@@ -1,4 +1,4 @@
-"""PANDA: pastes rare classes into pictures of common ones, before another method learns.
+"""PANDA: pastes rare classes into pictures of common ones, for another method to learn.
 
 The paper grafts patches that CLIP finds most like "an image of a {tail class}" into pictures of
 head classes, within a task, and blends class counts over tasks by β. Known from its abstract and
@@ -8,73 +8,55 @@ Here the masks are known, so what sounds is pasted pixel by pixel, and its sound
 the other's (ours): the pasted object alone sounds, the mask and the label are its own. Counts of a
 class are `β·(seen in all segments) + (1 − β)·(seen in this one)`; classes above the mean are head,
 below it tail. Without labels every clip counts alike: any object is pasted into any other picture.
+
+The paper adds it to other methods: ``panda+dgr``, or before any other. By itself it is PANDA over
+Finetune. ATLAS's authors do not say over what they ran it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional as F
 
 from ..losses import NO_LABEL
 from ..method import Batch, Method, MethodError, Segment, labels_of
-from ..network import Network, Output
-from . import load
 
 
 @dataclass(eq=False)
 class PANDA(Method):
-    """Pastes, and leaves the rest to its base.
+    """Pastes, and leaves the rest to the methods that it is composed with.
 
-    State: ``all`` and ``here``, examples of each class so far and in this segment, and the base's
-    under ``base.``.
+    State: ``all`` and ``here``, examples of each class so far and in this segment.
 
     Attributes:
         share: of the pictures that may receive an object, those that do.
         beta: β.
-        base: the method that learns what was pasted.
     """
 
     mixes_clips: ClassVar[bool] = True
     strength: ClassVar[str] = "share"
-    upon: ClassVar[str] = "base"
 
     share: float = 0.5
     beta: float = 0.5
-    base: str = "dgr"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1 or not 0 <= self.beta <= 1 or self.base == "panda":
-            raise MethodError(
-                f"share {self.share}, beta {self.beta}, base {self.base}: share and beta must be "
-                "from 0 to 1, base another method"
-            )
-        self._base = load(self.base)
-        # What the base declares holds for both, above all what it trains.
-        facts = ("trainable", "exemplar_free", "needs_boundaries", "needs_classes", "uses_task_id")
-        vars(self).update({fact: getattr(self._base, fact) for fact in facts})
-
-    def prepare(self, network: Network) -> None:
-        """Prepares the base."""
-        super().prepare(network)
-        self._base.prepare(network)
+        if not 0 <= self.share <= 1 or not 0 <= self.beta <= 1:
+            raise MethodError(f"share {self.share}, beta {self.beta}: both must be from 0 to 1")
 
     def begin(self, segment: Segment | None) -> None:
         """Counts the segment anew."""
         if "here" in self.state:
             self.state["here"] = torch.zeros_like(self.state["here"])
-        self._base.begin(segment)
 
     def transform(self, batch: Batch, rng: np.random.Generator) -> Batch:
         """Pastes tail objects into head pictures of the batch."""
         if self.share == 0:
-            return self._base.transform(batch, rng)
+            return batch
         labels = labels_of(batch).cpu().numpy()
         self._count(labels)
         sounding = (batch["masks"].flatten(1).any(dim=1) & batch["valid"]).cpu().numpy()
@@ -87,7 +69,7 @@ class PANDA(Method):
             others = donors[donors != taker]
             if len(others):
                 _paste(batch, source, int(taker), int(rng.choice(others)))
-        return self._base.transform(batch, rng)
+        return batch
 
     def _count(self, labels: NDArray[np.int64]) -> None:
         found = labels[labels != NO_LABEL]
@@ -111,36 +93,6 @@ class PANDA(Method):
         own = np.where(labels == NO_LABEL, mean, counts[np.maximum(labels, 0)])
         return own > mean, own < mean
 
-    def extra_loss(self, batch: Batch, out: Output) -> dict[str, Tensor]:
-        """The base's."""
-        return self._base.extra_loss(batch, out)
-
-    def edit_grads(self) -> None:
-        """The base's."""
-        self._base.edit_grads()
-
-    def after_step(self) -> None:
-        """The base's."""
-        self._base.after_step()
-
-    def consolidate(self, data: Iterable[Batch]) -> None:
-        """The base's, on sounds that are encoded."""
-        self._base.consolidate(_encoded(self.network, data))
-
-    def predict(self, batch: Batch, out: Output, segment: Segment | None) -> Output:
-        """The base's."""
-        return self._base.predict(batch, out, segment)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Its own and the base's."""
-        return self.state | {f"base.{n}": value for n, value in self._base.state_dict().items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Give the base its own."""
-        base = {n.removeprefix("base."): v for n, v in state.items() if n.startswith("base.")}
-        super().load_state_dict({n: v for n, v in state.items() if not n.startswith("base.")})
-        self._base.load_state_dict(base)
-
 
 def _paste(batch: Batch, source: Batch, taker: int, donor: int) -> None:
     """Put the sounding object of one frame, with its sound, into another."""
@@ -149,13 +101,3 @@ def _paste(batch: Batch, source: Batch, taker: int, donor: int) -> None:
     for name in batch:
         if name != "images":
             batch[name][taker] = source[name][donor]
-
-
-def _encoded(network: Network, data: Iterable[Batch]) -> Iterable[Batch]:
-    for batch in data:
-        if "waves" in batch and "tokens" not in batch:
-            device = next(network.parameters()).device
-            features = network.encode_audio(network.log_mel(batch["waves"].to(device)))
-            yield batch | {"tokens": features.tokens, "embedding": features.embedding}
-        else:
-            yield batch
