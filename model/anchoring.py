@@ -45,9 +45,14 @@ class Anchored(Method):
         self.named = parts_of(network, self.scope)
 
     def begin(self, segment: Segment | None) -> None:
-        """The class head may have grown or come: what is new is free, and anchored where it is."""
-        anchored = self.is_anchored
+        """The class head may have grown or come, the decoder have got LoRA over a frozen base.
+
+        What is new is free, and anchored where it is; what no longer trains is let go.
+        """
+        anchored, before = self.is_anchored, self.named
         self.named = parts_of(self.network, self.scope)
+        gone = before.keys() - self.named.keys()
+        self.state = {k: v for k, v in self.state.items() if k.partition(".")[2] not in gone}
         for name, parameter in self.named.items():
             for kind in ("anchor", "importance", "path"):
                 held = self.state.get(f"{kind}.{name}")
@@ -92,7 +97,7 @@ class Anchored(Method):
     @property
     def is_anchored(self) -> bool:
         """Whether a consolidation took place."""
-        return f"anchor.{next(iter(self.named))}" in self.state
+        return any(key.startswith("anchor.") for key in self.state)
 
     def with_grad(self) -> dict[str, nn.Parameter]:
         """The parameters that the last backward pass reached, by name."""

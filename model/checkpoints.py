@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from .lora import adapter_config, adapter_state, base_state, load_adapter_state
+from .lora import adapter_config, adapter_state, base_state, load_adapter_state, merged_state
 from .network import Network
 from .pretrained import TensorDict, WeightsError, check_tensors, tensor_hash
 
@@ -140,14 +140,15 @@ def export_adapter(network: Network, folder: Path) -> None:
 
 
 def tensors_of(network: Network) -> TensorDict:
-    """What a checkpoint of this network holds, by name."""
-    backbone = network.visual.backbone
+    """What a checkpoint of this network holds, by name; LoRA of a decoder is merged into it."""
+    backbone, decoder = network.visual.backbone, network.get_submodule("decoder")
     tensors = {LORA + name: tensor for name, tensor in adapter_state(backbone).items()}
     for name, tensor in network.state_dict().items():
-        if name.startswith("visual.backbone."):
+        if name.startswith(("visual.backbone.", "decoder.")):
             continue
         if not (name.startswith("audio.") and "audio" in network.published):
             tensors[name] = tensor
+    tensors |= {f"decoder.{name}": tensor for name, tensor in merged_state(decoder).items()}
     if "backbone" not in network.published:
         tensors |= {BACKBONE + name: tensor for name, tensor in base_state(backbone).items()}
     return tensors
@@ -161,9 +162,15 @@ def apply(network: Network, checkpoint: Checkpoint) -> None:
         checkpoint: from `read`.
 
     Raises:
-        WeightsError: of another preset or base; names or shapes differ; values are not finite.
+        WeightsError: of another preset or base; names or shapes differ; values are not finite; the
+            network's decoder has LoRA, which is merged in checkpoints.
     """
     manifest, source = checkpoint.manifest, checkpoint.source
+    if network.decoder_adapted:
+        raise WeightsError(
+            f"{source} holds a whole decoder, and this network's has LoRA over an earlier one; "
+            "build the network anew"
+        )
     if manifest.preset != network.preset.name:
         raise WeightsError(
             f"{source} holds weights of preset {manifest.preset}; this network is "

@@ -19,6 +19,11 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
     return list(torch._foreach_sub(list(a), list(b)))
 
 
+def product(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
+    """`a·b` in new tensors."""
+    return list(torch._foreach_mul(list(a), list(b)))
+
+
 def add(target: Sequence[Tensor], other: Sequence[Tensor]) -> None:
     """`target += other`."""
     torch._foreach_add_(list(target), list(other))

@@ -1,8 +1,10 @@
-"""Low-rank adaptation of frozen linear maps: `W = W0 + (alpha / r)·B·A`.
+"""Low-rank adaptation of frozen linear maps and convolutions: `W = W0 + (alpha / r)·B·A`.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685). `W0` is never
 written to: merging makes a new map from it, so that versions do not drift. States carry the key
-names of PEFT (`base_model.model.<path>.lora_A.weight`).
+names of PEFT (`base_model.model.<path>.lora_A.weight`). Of a k x k convolution A is a convolution
+of the same size, stride and padding to r channels (r, in, k, k), and B one of 1x1 (out, r, 1, 1),
+as in PEFT: with the kernels flattened, W is the same sum.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ PREFIX = "base_model.model."
 
 
 class LowRankPair(nn.Module):
-    """`A` (r, in), Kaiming-uniform, and `B` (out, r), zero: the pair starts as nothing."""
+    """`A` (r, in), Kaiming-uniform, and `B` (out, r), zero: the pair starts as nothing.
+
+    Of a k x k convolution `in` is its input channels times k·k.
+    """
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__()
@@ -35,7 +40,7 @@ class LowRankPair(nn.Module):
 
 
 class LoraMap(nn.Module):
-    """A frozen linear map or 1x1 convolution with low-rank pairs on slices of its outputs."""
+    """A frozen linear map or convolution with low-rank pairs on slices of its outputs."""
 
     def __init__(self, base_layer: LinearMap, rank: int, alpha: float, slices: Slices) -> None:
         """Wraps a map.
@@ -49,8 +54,9 @@ class LoraMap(nn.Module):
         super().__init__()
         self.base_layer = base_layer.requires_grad_(requires_grad=False)
         self.rank, self.alpha, self.slices = rank, alpha, slices
-        columns = base_layer.weight.shape[1]
-        self.pairs = nn.ModuleList(LowRankPair(columns, b - a, rank) for a, b in slices)
+        columns = base_layer.weight[0].numel()
+        pairs = nn.ModuleList(LowRankPair(columns, b - a, rank) for a, b in slices)
+        self.pairs = pairs.to(base_layer.weight.device)
 
     @property
     def scale(self) -> float:
@@ -64,15 +70,17 @@ class LoraMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the base gives, plus each pair's part on its rows."""
-        y = self.base_layer(x)
-        is_conv = isinstance(self.base_layer, nn.Conv2d)
+        layer = self.base_layer
+        y = layer(x)
         for start, stop, pair in self.named_slices():
-            if is_conv:
-                hidden = F.conv2d(x, pair.lora_A[:, :, None, None])
+            if isinstance(layer, nn.Conv2d):
+                kernels = pair.lora_A.unflatten(1, layer.weight.shape[1:])  # (r, in, k, k)
+                hidden = F.conv2d(x, kernels, None, layer.stride, layer.padding, layer.dilation)
                 part = F.conv2d(hidden, pair.lora_B[:, :, None, None])
             else:
                 part = F.linear(F.linear(x, pair.lora_A), pair.lora_B)
-            y.narrow(1 if is_conv else -1, start, stop - start).add_(part, alpha=self.scale)
+            dim = 1 if isinstance(layer, nn.Conv2d) else -1
+            y.narrow(dim, start, stop - start).add_(part, alpha=self.scale)
         return y
 
     def joined(self) -> tuple[Tensor, Tensor]:
@@ -94,7 +102,7 @@ class LoraMap(nn.Module):
 
 
 def inject(root: nn.Module, targets: str, rank: int, alpha: float) -> list[str]:
-    """Puts LoRA on the linear maps whose path matches.
+    """Puts LoRA on the linear maps and convolutions whose path matches.
 
     A map that ends in `qkv` (query, key and value in one) gets a pair on its query rows and one on
     its value rows; any other gets one pair over all rows.
@@ -109,7 +117,7 @@ def inject(root: nn.Module, targets: str, rank: int, alpha: float) -> list[str]:
         The paths of the wrapped maps.
 
     Raises:
-        ValueError: nothing matches, or something that is neither linear nor a 1x1 convolution.
+        ValueError: nothing matches, or something that is neither linear nor a plain convolution.
     """
     if rank == 0:
         return []
@@ -118,8 +126,11 @@ def inject(root: nn.Module, targets: str, rank: int, alpha: float) -> list[str]:
         raise ValueError(f"LoRA targets {targets!r} match no module of {type(root).__name__}")
     for path in paths:
         layer = root.get_submodule(path)
-        if not _is_linear(layer):
-            raise ValueError(f"{path} is {layer}; LoRA needs a linear map or a 1x1 convolution")
+        if not _is_dense(layer):
+            raise ValueError(
+                f"{path} is {layer}; LoRA needs a linear map, or a convolution without groups that "
+                "pads with zeros"
+            )
         rows = int(layer.weight.shape[0])
         third = rows // 3
         qkv = path.rpartition(".")[2] == "qkv"
@@ -128,9 +139,9 @@ def inject(root: nn.Module, targets: str, rank: int, alpha: float) -> list[str]:
     return paths
 
 
-def _is_linear(layer: nn.Module) -> TypeGuard[LinearMap]:
+def _is_dense(layer: nn.Module) -> TypeGuard[LinearMap]:
     if isinstance(layer, nn.Conv2d):
-        return layer.kernel_size == (1, 1) and layer.groups == 1
+        return layer.groups == 1 and layer.padding_mode == "zeros"
     return isinstance(layer, nn.Linear)
 
 
@@ -154,14 +165,23 @@ def base_state(root: nn.Module) -> TensorDict:
     }
 
 
+def merged_state(root: nn.Module) -> TensorDict:
+    """`base_state` with the pairs merged in; the maps stay as they are."""
+    merged = {f"{path}.weight": lora.merged().weight for path, lora in lora_maps(root).items()}
+    return base_state(root) | merged
+
+
 def adapter_state(root: nn.Module) -> TensorDict:
     """The pairs under PEFT's key names; several pairs of one map are joined to one equal pair."""
     state: TensorDict = {}
     for path, lora in lora_maps(root).items():
-        tail = (1, 1) if isinstance(lora.base_layer, nn.Conv2d) else ()
-        for letter, matrix in zip("AB", lora.joined(), strict=True):
-            value = matrix.detach().reshape(*matrix.shape, *tail)
-            state[f"{PREFIX}{path}.lora_{letter}.weight"] = value.clone()
+        size = lora.base_layer.weight.shape  # (out, in) or (out, in, k, k)
+        A, B = lora.joined()
+        for letter, matrix, shape in (
+            ("A", A, (len(A), *size[1:])),
+            ("B", B, (*B.shape, *(1 for _ in size[2:]))),
+        ):
+            state[f"{PREFIX}{path}.lora_{letter}.weight"] = matrix.detach().reshape(shape).clone()
     return state
 
 

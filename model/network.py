@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from .audio import PANN_32K, AudioCnn, AudioFeatures, Cnn14, FrontEnd, LogMel
 from .folding import fold_batch_norm
 from .fusion import ClassHead
-from .lora import merge
+from .lora import inject, lora_maps, merge
 from .pretrained import PublishedFile, WeightsError
 from .pyramid import GridEncoder, PyramidEncoder
-from .visual import VitEncoder
+from .visual import LoraSpec, VitEncoder
 
 UNTRAINED = "untrained"
 
@@ -196,6 +197,29 @@ class Network(nn.Module):
         self.visual.backbone.requires_grad_(requires_grad=True)
         self.published -= {"backbone"}
 
+    @property
+    def decoder_adapted(self) -> bool:
+        """Whether `adapt_decoder` was called."""
+        return bool(lora_maps(self.get_submodule("decoder")))
+
+    def adapt_decoder(self, rank: int) -> None:
+        """Freezes the decoder as it is and puts LoRA on each of its convolutions, which trains.
+
+        Ours; the paper trains the whole decoder throughout. All that was learned stays: kernels,
+        biases, and the scales and shifts of GroupNorm.
+
+        Args:
+            rank: r; alpha is the backbone's.
+
+        Raises:
+            ValueError: it was done before, or the rank is 0.
+        """
+        if self.decoder_adapted or rank < 1:
+            raise ValueError(f"rank is {rank}; a decoder is adapted once, with a rank of 1 or more")
+        decoder = self.get_submodule("decoder").requires_grad_(requires_grad=False)
+        found = [path for path, m in decoder.named_modules() if isinstance(m, nn.Conv2d)]
+        inject(decoder, *LoraSpec("|".join(map(re.escape, found)), rank))
+
     def grow(self, categories: Sequence[str]) -> None:
         """Makes room for more classes; what is known of the others stays as it is.
 
@@ -293,7 +317,7 @@ class Network(nn.Module):
                 "are), or train it so with `--vary clip_frames=1`"
             )
         served = copy.deepcopy(self).eval().requires_grad_(requires_grad=False)
-        merge(served.visual.backbone)
+        merge(served)
         fold_batch_norm(served.visual.backbone)
         fold_batch_norm(served.audio)
         return served.to(memory_format=torch.channels_last)

@@ -23,7 +23,7 @@ from .network import Network
 
 @dataclass(eq=False)
 class PathIntegral(Anchored):
-    """Accumulates ω; who inherits says how Ω grows out of it.
+    """Accumulates ω, of which Ω grows as in SI; who inherits may say otherwise.
 
     State besides `Anchored`'s: ``path.NAME`` (ω), ``steps`` since the last consolidation, and the
     point that displacement is measured from: the anchor, set when learning begins.
@@ -94,13 +94,19 @@ class PathIntegral(Anchored):
         for name, parameter in self.named.items():
             path, anchor = self.state[f"path.{name}"], self.state[f"anchor.{name}"]
             gained = path.clamp(min=0) / ((parameter - anchor).square() + self.xi)
-            held = self.state.get(f"importance.{name}", torch.zeros_like(path))
-            self.state[f"importance.{name}"] = self.grown(held, gained)
+            self.remember(name, parameter.detach().clone(), gained)
             self.state[f"path.{name}"] = torch.zeros_like(path)
-        self.anchor()
         self.state["consolidations"] = self.state["consolidations"] + 1
         self.state["steps"] = torch.zeros((), dtype=torch.int64)
 
-    def grown(self, held: Tensor, gained: Tensor) -> Tensor:
-        """Ω after a consolidation, of Ω before it and what the segment adds."""
-        raise NotImplementedError
+    def remember(self, name: str, here: Tensor, gained: Tensor) -> None:
+        """`Ω ← Ω + Ω_new`, `θ* ← θ`, for one parameter.
+
+        Args:
+            name: the parameter's.
+            here: θ, to keep.
+            gained: Ω_new.
+        """
+        held = self.state.get(f"importance.{name}")
+        self.state[f"importance.{name}"] = gained if held is None else held + gained
+        self.state[f"anchor.{name}"] = here

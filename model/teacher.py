@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .audio import AudioFeatures
 from .fusion import ClassHead
+from .lora import merge
 from .method import Batch
 from .network import Network, Output
 
@@ -37,12 +38,18 @@ class Teacher:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Become the teacher that `state_dict` was called on; its class head may be smaller."""
+        """Become the teacher that `state_dict` was called on.
+
+        Its class head may be smaller, and its decoder from before LoRA was put on it.
+        """
         head = self.network.head
         rows = state.get("head.linear.weight")
         if head is not None and rows is not None and len(rows) != head.linear.out_features:
             self.network.head = ClassHead(head.linear.in_features, len(rows)).to(rows)
             self.network.head.requires_grad_(requires_grad=False)
+        if any(name not in self.network.state_dict() for name in state):
+            merge(self.network.get_submodule("decoder"))
+        self._names = list(state)
         own = self.network.state_dict()
         for name, value in state.items():
             own[name].copy_(value)

@@ -11,6 +11,7 @@ from atlasd.model.lora import (
     load_adapter_state,
     lora_maps,
     merge,
+    merged_state,
 )
 from atlasd.model.pretrained import WeightsError
 from torch import nn
@@ -42,6 +43,13 @@ def pointwise():
     return net
 
 
+def convolution():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(6, 10, 3, stride=2, padding=1), nn.ReLU())
+    inject(net, "0", RANK, ALPHA)
+    return net
+
+
 def stir(net):
     """Gives every pair values, so that it adds something."""
     torch.manual_seed(1)
@@ -52,7 +60,7 @@ def stir(net):
     return net
 
 
-CASES = [(attention, (2, 5, 24)), (pointwise, (2, 12, 3, 4))]
+CASES = [(attention, (2, 5, 24)), (pointwise, (2, 12, 3, 4)), (convolution, (2, 6, 5, 7))]
 
 
 @pytest.mark.parametrize(("make", "shape"), CASES)
@@ -90,6 +98,37 @@ def test_a_pointwise_convolution_is_a_linear_map():
     np.testing.assert_allclose(lora(x).detach().numpy(), expected, atol=1e-5)
 
 
+def test_a_convolution_is_the_dense_one_of_its_merged_kernels():
+    """Kernels by PEFT's own arithmetic for 3x3: `conv2d(Aᵀ, B)ᵀ`, and by hand in NumPy."""
+    net, x = stir(convolution()), torch.randn(2, 6, 5, 7)
+    (lora,) = lora_maps(net).values()
+    state = adapter_state(net)
+    A, B = (state[f"base_model.model.0.lora_{letter}.weight"].double() for letter in "AB")
+    base = lora.base_layer.weight.detach().double()
+    by_peft = torch.nn.functional.conv2d(A.permute(1, 0, 2, 3), B).permute(1, 0, 2, 3)
+    by_hand = np.einsum("or,rikl->oikl", B.numpy()[:, :, 0, 0], A.numpy())
+    np.testing.assert_allclose(by_peft.numpy(), by_hand, atol=1e-12)
+    dense = nn.Conv2d(6, 10, 3, stride=2, padding=1).double()
+    dense.weight = nn.Parameter(base + ALPHA / RANK * by_peft)
+    dense.bias = nn.Parameter(lora.base_layer.bias.detach().double())
+    expected = dense(x.double()).detach().numpy()
+    np.testing.assert_allclose(lora(x).detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        lora.merged().weight.numpy(), dense.weight.detach().numpy(), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("make", [attention, pointwise, convolution])
+def test_a_merged_state_is_that_of_the_merged_network(make):
+    net = stir(make())
+    found = merged_state(net)
+    assert lora_maps(net), "the maps stay"
+    merge(net)
+    expected = net.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize(("make", "shape"), CASES)
 def test_only_the_pairs_learn(make, shape):
     net = make()
@@ -122,6 +161,10 @@ def test_a_state_has_pefts_names_and_shapes():
     assert {n: tuple(t.shape) for n, t in adapter_state(pointwise()).items()} == {
         "base_model.model.0.lora_A.weight": (8, 12, 1, 1),
         "base_model.model.0.lora_B.weight": (20, 8, 1, 1),
+    }
+    assert {n: tuple(t.shape) for n, t in adapter_state(convolution()).items()} == {
+        "base_model.model.0.lora_A.weight": (8, 6, 3, 3),
+        "base_model.model.0.lora_B.weight": (10, 8, 1, 1),
     }
 
 
@@ -183,7 +226,13 @@ def test_targets_that_match_nothing_are_refused():
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1, groups=2), nn.LayerNorm(4)]
+    "layer",
+    [
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 1, groups=2),
+        nn.LayerNorm(4),
+    ],
 )
 def test_targets_that_are_no_linear_maps_are_refused(layer):
     with pytest.raises(ValueError, match="needs a linear map"):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from atlasd.model import checkpoints
 from atlasd.model.decoder import PRIOR, Decoder
 from atlasd.model.fusion import ClassHead, Conditioning, Fusion
 from atlasd.model.lora import LoraMap, merge
-from atlasd.model.presets import PRESETS, WeightsError, build
+from atlasd.model.presets import PRESETS, WeightsError, build, load
 from torch import nn
 
 
@@ -162,6 +163,59 @@ def test_a_seed_gives_one_network_and_leaves_the_generator_alone():
     assert not torch.equal(one.decoder.entry.weight, other.decoder.entry.weight)
 
 
+@pytest.mark.parametrize("preset", ["tiny", "tiny-avsbench"])
+def test_an_adapted_decoder_starts_as_it_was_and_trains_lora_alone(preset):
+    network = stirred(preset)
+    if network.clip_frames > 1:
+        network.clip_frames = 1
+    frames, log_mel = inputs(network)
+    with torch.no_grad():
+        expected = network(frames, log_mel).mask_logits
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in network.decoder.modules())
+    network.adapt_decoder(3)
+    network.train()
+    found = network(frames, log_mel).mask_logits
+    assert torch.equal(found.detach(), expected)
+    found.square().mean().backward()
+    trains = {n for n, p in network.decoder.named_parameters() if p.requires_grad}
+    assert trains == {n for n, _ in network.decoder.named_parameters() if ".lora_" in n}
+    assert len(trains) == 2 * convolutions
+    assert all(p.grad is not None for n, p in network.decoder.named_parameters() if n in trains)
+    alphas = {m.alpha for m in network.decoder.modules() if isinstance(m, LoraMap)}
+    backbones = {m.alpha for m in network.visual.modules() if isinstance(m, LoraMap)}
+    assert alphas == backbones
+    with pytest.raises(ValueError, match="adapted once"):
+        network.adapt_decoder(3)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-avsbench", "atlas-lite"])
+def test_an_adapted_decoder_serves_and_is_kept_merged(preset, tmp_path):
+    network = stirred(preset)
+    if network.clip_frames > 1:
+        network.clip_frames = 1
+    network.adapt_decoder(3)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in network.decoder.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_(0, 0.05)
+    frames, log_mel = inputs(network)
+    checkpoints.save(network, tmp_path / "weights.safetensors")
+    served, loaded = network.for_serving(), load(tmp_path / "weights.safetensors")
+    assert not any(isinstance(m, LoraMap) for m in (*served.modules(), *loaded.decoder.modules()))
+    with torch.no_grad():
+        expected = network(frames, log_mel).mask_logits
+        for other in (served, loaded):
+            assert (other(frames, log_mel).mask_logits - expected).abs().max() <= 1e-4
+    with pytest.raises(WeightsError, match="build the network anew"):
+        checkpoints.apply(network, checkpoints.read(tmp_path / "weights.safetensors"))
+
+
+def test_a_rank_of_zero_adapts_no_decoder():
+    with pytest.raises(ValueError, match="rank is 0"):
+        build("tiny").adapt_decoder(0)
+
+
 def test_an_untrained_network_refuses_to_serve_and_names_the_command():
     network = build("tiny")
     with pytest.raises(WeightsError, match=r"never trained.*`atlasd train --preset tiny`"):
@@ -234,7 +288,7 @@ def test_a_class_head_grows_and_keeps_what_it_knows():
     before = head(tokens)
     head.grow(5)
     assert head(tokens).shape == (2, 5)
-    assert torch.equal(head(tokens)[:, :3], before)
+    torch.testing.assert_close(head(tokens)[:, :3], before)
     with pytest.raises(ValueError, match="has 5 classes; it cannot shrink"):
         head.grow(4)
 

@@ -22,6 +22,7 @@ from atlasd.tools.diskcache import DiskCache
 from atlasd.tools.replay import make_network, replay
 from atlasd.tools.runfolder import RunError, RunFolder
 from atlasd.tools.runspec import RunSpec
+from pydantic import ValidationError
 from sklearn.metrics import average_precision_score, jaccard_score
 
 SMALL = {
@@ -180,6 +181,101 @@ def test_a_run_that_is_cut_short_anywhere_ends_as_one_that_is_not(
     ).read_bytes()
 
 
+# -- decoder: lora_after_first ---------------------------------------------------------------------
+
+
+def boundary(folder):
+    """What a run's last boundary holds of the network, by name, and of the method."""
+    tensors, _ = read_tensors(folder / "boundary.safetensors")
+    parts = ({}, {})
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part == "method"][rest] = tensor
+    return parts
+
+
+@pytest.fixture(scope="module")
+def adapted(data, cache, tmp_path_factory):
+    """Three finished runs: one with an adapted decoder, one without, the first task of that."""
+    runs = tmp_path_factory.mktemp("runs")
+    told = {"epochs": 2, "split": "4-2"}
+    replay(spec(data, decoder="lora_after_first", **told), runs / "adapted", cache=cache)
+    replay(spec(data, tasks=1, **told), runs / "first", cache=cache)
+    replay(spec(data, **told), runs / "full", cache=cache)
+    return runs
+
+
+def test_the_first_task_of_an_adapted_decoder_is_that_of_a_full_one(adapted):
+    for name in ("untrained", "000"):
+        one, two = (adapted / run / "frames" / f"{name}.csv" for run in ("adapted", "full"))
+        assert one.read_bytes() == two.read_bytes()
+    one, two = (adapted / run / "frames" / "001.csv" for run in ("adapted", "full"))
+    assert one.read_bytes() != two.read_bytes()
+
+
+def test_after_the_first_task_only_lora_moves_in_an_adapted_decoder(adapted):
+    """All else of it, GroupNorm and biases too, is what the first task left."""
+    network, method = boundary(adapted / "adapted")
+    first, _ = boundary(adapted / "first")
+    held = {n: t for n, t in network.items() if n.startswith("decoder.")}
+    pairs = {n for n in held if ".lora_" in n}
+    base = {n.replace(".base_layer.", "."): t for n, t in held.items() if n not in pairs}
+    before = {n: t for n, t in first.items() if n.startswith("decoder.")}
+    assert base.keys() == before.keys()
+    assert all(torch.equal(base[n], before[n]) for n in base)
+    assert all(bool(held[n].any()) for n in pairs), "each B left zero"
+    anchored = {n.partition(".")[2] for n in method if n.partition(".")[2].startswith("decoder.")}
+    assert anchored == pairs
+
+
+@pytest.mark.parametrize(
+    ("method", "stop"),
+    [
+        ("atlas", 8),
+        ("atlas", 11),
+        *((m, stop) for m in ("atlas", "ewc", "lwf") for stop in (9, 14)),
+    ],
+)
+def test_an_adapted_run_that_is_cut_short_ends_as_one_that_is_not(
+    method, stop, data, cache, tmp_path
+):
+    """In the second task's first epoch and its second, at its boundary, in the third's second."""
+    calls = 0
+
+    def interrupt(_what, _share):
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise StopError
+
+    told = spec(data, method=method, epochs=2, split="4-2", decoder="lora_after_first")
+    expected = tmp_path.parent / f"{method}-adapted"
+    if not (expected / "metrics.json").exists():
+        replay(told, expected, cache=cache)
+    with pytest.raises(StopError):
+        replay(told, tmp_path / "run", cache=cache, progress=interrupt)
+    replay(told, tmp_path / "run", cache=cache)
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (
+        expected / "metrics.json"
+    ).read_bytes()
+    for one, two in zip(boundary(tmp_path / "run"), boundary(expected), strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"consolidate": "every:2"}, "consolidate is every:2, oracle is needed"),
+        ({"consolidate": "plateau"}, "consolidate is plateau, oracle is needed"),
+        ({"vary": {"lora_rank": 0}}, r"needs a rank: vary\.lora_rank is 0"),
+    ],
+)
+def test_a_decoder_that_cannot_be_adapted_is_refused(changes, why, data):
+    with pytest.raises(ValidationError, match=why):
+        spec(data, decoder="lora_after_first", **changes)
+
+
 @pytest.mark.parametrize("method", ["atlas", "ranpac"])
 def test_a_stream_without_boundaries_resumes_with_its_optimizer(method, data, cache, tmp_path):
     """RanPAC freezes the network in the first task and learns from all the others' steps."""
@@ -228,6 +324,8 @@ def test_the_cache_changes_nothing(whole, data, tmp_path):
         {"protocol": "dil", "split": "", "protocol_tasks": 1},
         {"protocol": "task-free", "split": "2-2", "order": "similarity"},
         {"trainable": "all"},
+        {"decoder": "lora_after_first", "method": "ranpac"},
+        {"decoder": "lora_after_first", "network": "tiny-avsbench", "vary": {"clip_frames": 1}},
         {"trainable": "decoder", "score_frames": "one", "score": "val"},
         {"vary": {"conditioning": 0}, "clips_per_class": 1},
     ],

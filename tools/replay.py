@@ -25,7 +25,7 @@ from ..model.losses import total_loss
 from ..model.method import Batch, Method, MethodError, SegmentData, Trainable
 from ..model.methods import load as load_method
 from ..model.network import Network
-from ..model.presets import build
+from ..model.presets import PRESETS, build
 from ..model.teacher import answer
 from ..model.training import LossFunction, Outcome, Settings, Trainer, fit
 from ..streams.manifest import Manifest, Task
@@ -259,10 +259,11 @@ class _Run:
         self._score(task.index)
 
     def _begin(self, task: Task) -> None:
-        """Make room for the task's classes and tell the method."""
+        """Make room for the task's classes, adapt the decoder, and tell the method."""
         torch.manual_seed(_seed(self.spec.seed, task.index))
         known = len(self.network.preset.categories)
         self._grow(self.seen[task.index])
+        self._adapt(task.index)
         told = self.spec.consolidate == "oracle"
         self.method.begin(self._segment(task, known) if told else None)
 
@@ -271,6 +272,17 @@ class _Run:
             self.network.grow(categories)
             self.network.to(self.spec.device)
             self.moving |= {n for n, _ in self.network.named_parameters() if n.startswith("head.")}
+
+    def _adapt(self, index: int) -> None:
+        """Before the second task, put LoRA on the decoder if the run says so.
+
+        The moment matters: LoRA is drawn from the task's seed after the class head's new rows.
+        """
+        spec, network = self.spec, self.network
+        if spec.decoder == "full" or index == 0 or network.decoder_adapted:
+            return
+        network.adapt_decoder(PRESETS[spec.network].vary(spec.vary).lora_rank)
+        self.moving |= {n for n, _ in network.named_parameters() if n.startswith("decoder.")}
 
     def _segment(self, task: Task, known: int = 0) -> TaskSegment:
         names = task.classes if self.spec.protocol in ("til", "cil") else self.manifest.classes
@@ -389,6 +401,7 @@ class _Run:
         tensors, metadata = read_tensors(self.files.boundary)
         told = json.loads(metadata["boundary"])
         self._grow(told["categories"])
+        self._adapt(told["task"])
         own = dict(self.network.named_parameters())
         with torch.no_grad():
             for name, value in _under("network.", tensors).items():

@@ -14,13 +14,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from ..model.method import Trainable
 from ..streams.avslayout import Subset
 
 _GRIDS = Path(__file__).parent / "grids"
 
+Decoder = Literal["full", "lora_after_first"]
 ProtocolName = Literal["til", "cil", "dil", "dil-per-category", "task-free"]
 
 
@@ -84,6 +92,9 @@ class RunSpec(BaseModel):
     """`stream`: one pass in the order of arrival, as the daemon learns."""
     consolidate: str = Field(default="oracle", pattern=r"^(oracle|plateau|every:[1-9][0-9]*)$")
     """At told boundaries, on plateaus, or every N steps."""
+    decoder: Decoder = "full"
+    """`full` trains in every task; `lora_after_first`: from the second task on only LoRA on its
+    convolutions does, of the rank that the backbone's has, over the decoder of the first."""
     epochs: int = Field(default=30, ge=1, le=1000)
     """Over each task's clips."""
     batch: int = Field(default=16, ge=1, le=1024)
@@ -112,6 +123,20 @@ class RunSpec(BaseModel):
     @classmethod
     def _joined(cls, told: object) -> object:
         return "+".join(map(str, told)) if isinstance(told, list) else told
+
+    @field_validator("decoder")
+    @classmethod
+    def _needs_boundaries_and_a_rank(cls, value: Decoder, info: ValidationInfo) -> Decoder:
+        if value == "lora_after_first":
+            consolidate = info.data.get("consolidate", "oracle")
+            if consolidate != "oracle":
+                raise ValueError(
+                    "lora_after_first is applied at the first boundary, which must be told: "
+                    f"consolidate is {consolidate}, oracle is needed"
+                )
+            if info.data.get("vary", {}).get("lora_rank") == 0:
+                raise ValueError("lora_after_first needs a rank: vary.lora_rank is 0")
+        return value
 
     @property
     def name(self) -> str:

@@ -8,7 +8,8 @@ The paper leaves open how Ω is normalised, what becomes of signs, how segments 
 SI (see `pathintegral`): `Ω ← γΩ + ReLU(ω)/((θ − θ*)² + ξ)`, capped. With ``growth="mean"``, for
 streams without boundaries, Ω is a moving average of step-normalised increments,
 `Ω ← γΩ + (1 − γ)·100/n·ReLU(ω)/((θ − θ*)² + ξ)`, so that it depends neither on the period nor on
-how many there were.
+how many there were. ``anchors`` over 1, for such streams too, is ours (see `anchorring`): earlier
+points keep pulling for a while, each with its own increment, as `(c/2)·Σ_j Ω_j·(θ − θ*_j)²`.
 
 ``c=0`` is the ablation without LRA; the one without audio-guided conditioning is the network's
 (`Preset.vary`).
@@ -22,19 +23,20 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..anchoring import Scope
+from ..anchorring import AnchorRing
 from ..method import MethodError, Trainable
-from ..pathintegral import PathIntegral
 
 
 @dataclass(eq=False)
-class Atlas(PathIntegral):
+class Atlas(AnchorRing):
     """Low-Rank Anchoring.
 
     Attributes:
         c: strength (Eq. 9).
         xi: ξ.
         gamma: γ, what remains of Ω at each consolidation: 1 for up to ten segments, 0.9 for fifty.
-        cap: largest Ω.
+        cap: largest Ω, the anchors' taken together.
+        anchors: how many of the latest θ* pull; 1 is the paper's.
         growth: ``sum``, or ``mean``: see above.
         everything: anchor all that trains, not LoRA and decoder alone.
     """
@@ -44,7 +46,6 @@ class Atlas(PathIntegral):
 
     c: float = 0.3
     gamma: float = 1.0
-    cap: float = 1e3
     growth: str = "sum"
     everything: bool = False
 
@@ -54,6 +55,8 @@ class Atlas(PathIntegral):
                 f"c {self.c}, xi {self.xi}, gamma {self.gamma}, cap {self.cap}: c must be at "
                 "least 0, xi and cap above 0, gamma from 0 to 1"
             )
+        if self.anchors < 1:
+            raise MethodError(f"anchors is {self.anchors}; it must be at least 1")
         if self.growth not in ("sum", "mean"):
             raise MethodError(f"growth is {self.growth!r}; allowed are 'sum' and 'mean'")
 
@@ -67,10 +70,13 @@ class Atlas(PathIntegral):
         """C."""
         return self.c
 
-    def grown(self, held: Tensor, gained: Tensor) -> Tensor:
-        """Ω after a consolidation."""
+    @property
+    def kept(self) -> float:
+        """γ, but nothing of the zeros before the first consolidation."""
+        return self.gamma if self.growth == "sum" or self.is_anchored else 0.0
+
+    def increment(self, gained: Tensor) -> Tensor:
+        """What a consolidation adds to Ω."""
         if self.growth == "sum":
-            return (self.gamma * held + gained).clamp(max=self.cap)
-        gained = gained * (100.0 / float(self.state["steps"]))
-        kept = self.gamma if self.is_anchored else 0.0
-        return (kept * held + (1 - kept) * gained).clamp(max=self.cap)
+            return gained
+        return (1 - self.kept) * (gained * (100.0 / float(self.state["steps"])))

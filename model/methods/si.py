@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from ..method import MethodError
 from ..pathintegral import PathIntegral
 
@@ -37,7 +35,3 @@ class SI(PathIntegral):
     def stiffness(self) -> float:
         """2·c: the penalty has no ½."""
         return 2 * self.c
-
-    def grown(self, held: Tensor, gained: Tensor) -> Tensor:
-        """Ω after a consolidation."""
-        return held + gained
