@@ -34,6 +34,7 @@ from .clipscore import ClipScorer, PrequentialRow
 from .clipstore import ClipStore
 from .diskcache import DiskCache
 from .embeddings import clip_embeddings
+from .machine import machine
 from .runfolder import (
     UNTRAINED,
     Curve,
@@ -200,7 +201,8 @@ class _Run:
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "method_state_mb": _megabytes(self.method.state_dict()),
         }
-        write_json(self.files.path / "costs.json", self.costs)
+        told = {**self.costs, "machine": machine(self.spec.device)}
+        write_json(self.files.path / "costs.json", told)
 
     def _classes_after_tasks(self) -> list[tuple[str, ...]]:
         """The head's classes after each task, in the order in which they come.
