@@ -110,24 +110,19 @@ def test_real_runs_become_a_page_that_needs_nothing_beside_it(real):
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
-def test_unfinished_runs_stand_on_the_page(tmp_path):
-    write_run(tmp_path / "runs")
+def test_names_and_reasons_with_special_characters_arrive_whole(tmp_path):
+    data = Path("/data/<b>&\"$x$'_")
+    write_run(tmp_path / "runs", "", method="a<b>&$c$_d", data=data)
     failed = write_run(tmp_path / "runs", "ewc", finished=False)
     (failed / "failed.json").write_text('{"why": "loss is <NaN>"}')
-    text = report([tmp_path / "runs"], tmp_path / "out").read_text()
-    assert "failed: loss is &lt;NaN&gt;" in text
+    page = Page(report([tmp_path / "runs"], tmp_path / "out").read_text())
+    assert page.open == []
+    assert "a<b>&$c$_d" in page.text
+    assert str(data) in page.text
+    assert "failed: loss is <NaN>" in page.text
     assert json.loads((tmp_path / "out" / "report.json").read_text())["unfinished"] == [
         {"path": str(failed), "why": "failed: loss is <NaN>"}
     ]
-
-
-def test_names_with_special_characters_arrive_whole(tmp_path):
-    data = Path("/data/<b>&\"$x$'_")
-    write_run(tmp_path / "runs", "", method="a<b>&$c$_d", data=data)
-    page = Page(report([tmp_path / "runs"], tmp_path / "out").read_text())
-    assert "a<b>&$c$_d" in page.text
-    assert str(data) in page.text
-    assert page.open == []
 
 
 def test_an_earlier_reports_files_go_and_others_stay(tmp_path):

@@ -140,13 +140,15 @@ def html_table(table: Table, colors: Mapping[str, str]) -> str:
             return f'<th scope="row">{dot}{html.escape(value)}</th>'
         return f'<td class="text">{html.escape(value)}</td>'
 
+    text = _text_columns(table)
     over = ""
     if table.groups:
         spans = (f'<th colspan="{n}" class="over">{html.escape(g)}</th>' for g, n in table.groups)
         over = f"<tr><td></td>{''.join(spans)}</tr>"
     heads = "".join(
-        f'<th scope="col"><button type="button">{html.escape(head)}</button></th>'
-        for head in table.columns
+        f'<th scope="col"{" class=text" if place in text else ""}>'
+        f'<button type="button">{html.escape(head)}</button></th>'
+        for place, head in enumerate(table.columns)
     )
     rows = "\n".join(
         "<tr>" + "".join(cell(value, place == 0) for place, value in enumerate(row)) + "</tr>"
