@@ -16,7 +16,8 @@ slow: .venv/installed-dev
 # Seven tasks of ATLAS on Open-AVS; where its packages cannot be had, the tests on the toy world stand in.
 smoke: .venv/installed
 	@if $(BIN)/atlasd dataset build out/open-avs-ci --size ci; then \
-		$(BIN)/atlasd evaluate smoke --data out/open-avs-ci --out out/smoke --set threads=2; \
+		$(BIN)/atlasd evaluate smoke --data out/open-avs-ci --out out/smoke --set threads=2 && \
+		$(BIN)/atlasd report out/smoke --out out/smoke-report; \
 	else echo "smoke: skipped, Open-AVS cannot be composed here"; fi
 
 lint: .venv/installed-dev

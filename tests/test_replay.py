@@ -337,6 +337,7 @@ def test_every_kind_of_run_comes_to_an_end(changes, data, cache, tmp_path):
     assert 0 <= result["measures"]["AP"]["summary"]["AA"] <= 1
     costs = json.loads((tmp_path / "run" / "costs.json").read_text())
     assert costs["trained_parameters"] > 0
+    assert "torch" in costs["machine"]
     files = sorted(p.name for p in (tmp_path / "run" / "examples").iterdir())
     with np.load(tmp_path / "run" / "examples" / files[-1], allow_pickle=False) as shown:
         assert shown["images"].shape == (*shown["truth"].shape, 3)

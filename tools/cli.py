@@ -335,6 +335,50 @@ def evaluate(
     raise typer.Exit(0 if make(specs, options) else 1)
 
 
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders that `atlasd evaluate` filled: its --out.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the report: index.html, tables/ and figures/.")
+    ],
+    measure: Annotated[
+        Literal[
+            "AP",
+            "AUPR",
+            "F_max",
+            "F_at",
+            "F",
+            "J",
+            "J_object",
+            "Dice_object",
+            "class_cil",
+            "class_til",
+        ],
+        typer.Option(help="Of the first table, transfer, radar and, for AP, J and F, the curves."),
+    ] = "AP",
+    systems: Annotated[
+        list[str] | None,
+        typer.Option(help="Only these, in this order; default: all, by name."),
+    ] = None,
+    show: Annotated[
+        list[str] | None,
+        typer.Option(help="Whose masks are shown; default: those of the first six."),
+    ] = None,
+) -> None:
+    """Make tables, figures and one page to look at from evaluated runs.
+
+    Rows are systems, columns settings; seeds are averaged, with standard deviations. Runs that
+    failed or are not finished are listed and left out. Tables come as Markdown, LaTeX and CSV,
+    figures as PNG and SVG with their data beside them.
+    """
+    from .report import Options
+    from .report import report as make
+
+    make(runs, out, Options(measure, tuple(systems or ()), tuple(show or ())))
+
+
 @dataset_app.command("build")
 def dataset_build(
     folder: Annotated[Path, typer.Argument(help="Where the data set is to stand.")],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from .clipscore import ClipScorer, PrequentialRow
 from .clipstore import ClipStore
 from .diskcache import DiskCache
 from .embeddings import clip_embeddings
+from .machine import forget_peak_memory, machine, peak_memory_mb
 from .runfolder import (
     UNTRAINED,
     Curve,
@@ -102,6 +102,7 @@ def replay(
     if files.metrics.exists():
         return json.loads(files.metrics.read_text(encoding="utf-8"))
     torch.set_num_threads(spec.threads)
+    forget_peak_memory(spec.device)
     method = load_method(spec.method, spec.options, methods)
     _check(spec, method)
     network = make_network(spec, method.trainable)
@@ -219,10 +220,11 @@ class _Run:
         trained = sum(p.numel() for n, p in self.network.named_parameters() if n in self.moving)
         self.costs |= {
             "trained_parameters": float(trained),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_memory_mb": peak_memory_mb(self.spec.device),
             "method_state_mb": _megabytes(self.method.state_dict()),
         }
-        write_json(self.files.path / "costs.json", self.costs)
+        told = {**self.costs, "machine": machine(self.spec.device)}
+        write_json(self.files.path / "costs.json", told)
 
     def _classes_after_tasks(self) -> list[tuple[str, ...]]:
         """The head's classes after each task, in the order in which they come.
