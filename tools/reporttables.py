@@ -174,8 +174,8 @@ def cost_table(study: Study) -> Table:
     heads = ("setting", *(name for name, *_ in keys), "machine")
     told = "; ".join(f"{letter}: {machine}" for machine, letter in letters.items())
     note = (
-        "Mean ± standard deviation over seeds. Peak memory is the process's during the run, on a GPU "
-        "what its tensors took there. "
+        "Mean ± standard deviation over seeds. Peak memory is the process's during the run, on a "
+        "GPU what its tensors took there. "
         f"Machines: {told or 'not written down'}."
     )
     return _table("costs", "Costs", note, (), heads, [name for name, _ in places], columns)
