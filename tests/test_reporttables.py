@@ -28,12 +28,12 @@ from atlasd.tools.reporttables import (
     Table,
     ablation_tables,
     cost_table,
-    group_table,
     long_rows,
     main_table,
     prequential_table,
     ranked,
     run_rows,
+    task_table,
 )
 from runs import write_run
 
@@ -117,21 +117,26 @@ def test_costs_that_were_not_kept_are_missing_not_zero(tmp_path):
     assert "0" not in table_csv(table).splitlines()[1]
 
 
-def test_tables_of_groups_and_of_streams_are_there_only_where_they_were_scored(found):
-    assert group_table(found, "AP") is None
+def test_tables_of_tasks_and_of_streams_are_there_only_where_they_were_scored(found):
+    assert task_table(found, "AP") is None
     assert prequential_table(found) is None
 
 
-def test_groups_and_streams_have_tables_where_they_were_scored(tmp_path):
+def test_tasks_and_streams_have_tables_where_they_were_scored(tmp_path):
     metrics = write_run(tmp_path, "a", "task-free") / "metrics.json"
     told = json.loads(metrics.read_text())
-    told["groups"] = {"AP": {"summary": {"AA": 0.5, "LA": 0.6, "F": 0.1, "FWT": 0.2}}}
+    told["measures"]["AP"]["summary"] = {"AA": 0.5, "LA": 0.6, "F": 0.1, "FWT": 0.2}
+    told["groups"] = {"AP": {"summary": {"AA": 0.7, "F": 0.3}, "matrix": [[0.6, 0.2], [0.3, 0.7]]}}
     told["prequential"] = {"frames": 9, "J": 0.25, "AP": None}
     metrics.write_text(json.dumps(told))
     write_run(tmp_path, "b", "task-free")
     found = study(read_runs([tmp_path])[0])
-    groups, before = group_table(found, "AP"), prequential_table(found)
-    assert [(row[0], *(n.mean for n in row[1:])) for row in groups.rows] == [("a", 50, 60, 10, 20)]
+    by_task, before = task_table(found, "AP"), prequential_table(found)
+    assert [(row[0], *(n.mean for n in row[1:])) for row in by_task.rows] == [("a", 50, 60, 10, 20)]
+    main = main_table(found, "AP")
+    assert [cell.mean for cell in main.rows[0][1:]] == [70, 30]
+    assert "TF-CL: over 10 groups of test clips" in main.note
+    assert found.runs[0].matrices["AP"].tolist() == [[0.6, 0.2], [0.3, 0.7]]
     a, b = before.rows
     assert (a[1], a[2].mean, b[1:]) == (None, 25, (None, None))
 

@@ -22,11 +22,11 @@ from .reporttables import (
     MAX_F,
     ablation_tables,
     cost_table,
-    group_table,
     long_rows,
     main_table,
     prequential_table,
     run_rows,
+    task_table,
 )
 from .runfolder import write_bytes, write_json
 from .runmetrics import MEASURES
@@ -150,9 +150,9 @@ def _write(writer: _Writer, found: Study, options: Options, tell: Callable[[str]
     look = styles(found.systems)
     main = main_table(found, options.measure)
     ablations = ablation_tables(found)
-    groups, before = group_table(found, options.measure), prequential_table(found)
+    by_task, before = task_table(found, options.measure), prequential_table(found)
     costs = cost_table(found)
-    others = [table for table in (groups, before, costs) if table is not None]
+    others = [table for table in (by_task, before, costs) if table is not None]
     for table in (main, *ablations, *others):
         writer.write(f"tables/{table.name}.md", markdown(table))
         writer.write(f"tables/{table.name}.tex", latex(table))

@@ -45,9 +45,11 @@ class Run:
         manifest: SHA-256 of its tasks.
         values: its numbers by measure and statistic; what is not known has no entry. ``AP``, ``J``
             and so on have LA, AA, F, BWT, FWT, FWT_delta, mean_incremental, relative_F, and, where
-            scored, A_AUC, A_last and prequential; ``groups.AP`` and so on the same over 10 groups
-            of test clips; ``empty`` how frames fare in which nothing sounds; ``costs`` its costs.
-        matrices: (T, T) by measure: row after a task, column test task, NaN where not scored.
+            scored, A_AUC, A_last and prequential. Where test clips were dealt to groups (task-free)
+            these are over groups, as a task's own are one or two, and ``tasks.AP`` and so on over
+            tasks. ``empty``: how frames fare in which nothing sounds; ``costs``: its costs.
+        matrices: (T, T) by measure: row after a task, column test task, NaN where not scored; or
+            likewise over groups.
         anytime: (T,) each: ``clips`` learned by then, and the scores AP, J and F.
         machine: what it ran on; "" if that was not written down.
     """
@@ -204,7 +206,7 @@ def _run(folder: Path, told: Mapping[str, Any]) -> Run | Unfinished:
             str(told["hash"]),
             str(metrics["manifest"]),
             {key: value for key, value in _values(metrics, costs) if value is not None},
-            {n: _floats(found["matrix"]) for n, found in metrics["measures"].items()},
+            {n: _floats(found["matrix"]) for n, found in _main(metrics).items()},
             {n: _floats(metrics["anytime"][n]) for n in ("clips", "AP", "J", "F")},
             str(costs.get("machine", "")),
         )
@@ -226,10 +228,10 @@ def _values(
     metrics: Mapping[str, Any], costs: Mapping[str, Any]
 ) -> Iterator[tuple[Key, float | None]]:
     """All single numbers of a run."""
-    for prefix, measures in (("", metrics["measures"]), ("groups.", metrics.get("groups", {}))):
-        for name, found in measures.items():
-            for statistic, value in (found["summary"] or {}).items():
-                yield (prefix + name, statistic), value
+    by_task = {f"tasks.{name}": metrics["measures"][name] for name in metrics.get("groups", {})}
+    for name, found in {**_main(metrics), **by_task}.items():
+        for statistic, value in (found["summary"] or {}).items():
+            yield (name, statistic), value
     for statistic in ("A_AUC", "A_last"):
         for name, value in metrics["anytime"][statistic].items():
             yield (name, statistic), value
@@ -241,6 +243,11 @@ def _values(
     yield from ((("costs", name), costs.get(name)) for name in _COSTS)
     if costs.get("frames"):
         yield ("costs", "ms_per_frame"), 1000 * costs["score_s"] / costs["frames"]
+
+
+def _main(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Measures over groups of test clips where there are such, else over tasks."""
+    return {**metrics["measures"], **metrics.get("groups", {})}
 
 
 def _floats(values: Iterable[Any]) -> Matrix:

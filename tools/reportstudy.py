@@ -168,7 +168,7 @@ class Study:
             if any("AP" in run.matrices and ("AP", "AA") not in run.values for run in runs):
                 yield (
                     f"{setting.title}: the test frames of a task hold no object, so that mAP "
-                    "has no AA there: read mIoU, or the groups."
+                    "has no AA there: read mIoU."
                 )
         if any(len(runs) == 1 for runs in self.cells.values()):
             yield "One seed has no spread: where no ± stands, chance may decide the order."

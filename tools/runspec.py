@@ -220,8 +220,8 @@ def grid_of(
     wanted = {n: told for n, told in grid.systems.items() if not systems or n in systems}
     chosen = dict(grid.axes)
     for key, values in (axes or {}).items():
-        brought = {v[key]: v for v in grid.axes.get(key, []) if _brings(key, v)}
-        chosen[key] = [brought.get(value, value) for value in values]
+        brought = [v for v in grid.axes.get(key, []) if _brings(key, v)]
+        chosen[key] = [next((b for b in brought if b[key] == v), v) for v in values]
     base = {"method": "atlas"} | grid.base
     return expand(base, wanted, chosen, str(path or "command line"), told)
 
