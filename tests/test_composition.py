@@ -8,8 +8,8 @@ import torch
 from atlasd.model.composition import Composed
 from atlasd.model.method import MethodError
 from atlasd.model.methods import load
-from atlasd.tools.replay import protocol_loss
 from atlasd.tools.runspec import RunSpec, grid_of
+from atlasd.tools.taskloop import protocol_loss
 from test_methods import OWN_SOURCE, PARTS, Run, batches, same, two_segments
 
 

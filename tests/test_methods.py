@@ -12,7 +12,7 @@ from atlasd.model.method import Method, MethodError, PastDataError, SegmentData
 from atlasd.model.methods import load, names
 from atlasd.model.presets import build
 from atlasd.model.training import Settings, Trainer
-from atlasd.tools.replay import protocol_loss
+from atlasd.tools.taskloop import protocol_loss
 
 FIRST, ALL = ("dog", "cow"), ("dog", "cow", "car", "violin")
 STEPS = 4

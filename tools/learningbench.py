@@ -25,7 +25,7 @@ from ..streams.toyworld import write_dataset
 from .clipfeed import ClipFeed
 from .clipstore import ClipStore
 from .diskcache import DiskCache
-from .replay import protocol_loss
+from .taskloop import protocol_loss
 
 STEP_BAR = 1.05
 """Most that a step with LRA or SI may take of Finetune's."""

@@ -1,0 +1,366 @@
+"""The loop over a run's tasks: learn one, write what the rest depends on, score.
+
+A run that is interrupted goes on: at each task's end everything that the rest depends on is written
+(`RunFolder.boundary`), within a task the trainer's state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.checkpoints import read_tensors, write_tensors
+from ..model.consolidator import Consolidator, Rule
+from ..model.losses import total_loss
+from ..model.method import Batch, Method, SegmentData
+from ..model.network import Network
+from ..model.presets import PRESETS
+from ..model.teacher import answer
+from ..model.training import LossFunction, Outcome, Settings, Trainer, fit
+from ..streams.manifest import Manifest, Task
+from .clipfeed import ClipFeed
+from .clipscore import ClipScorer, PrequentialRow
+from .clipstore import ClipStore
+from .machine import machine, peak_memory_mb
+from .runfolder import (
+    UNTRAINED,
+    Curve,
+    FrameRow,
+    RunError,
+    RunFolder,
+    read_csv,
+    to_csv,
+    write_json,
+    write_text,
+)
+from .runspec import RunSpec
+
+Progress = Callable[[str, float], None]
+"""Called as (what is being done, share of the run that is done)."""
+
+SAVE_EVERY = 200
+"""Steps between two saved states within an epoch."""
+
+_EXAMPLES = 8
+"""Tasks whose first test clip is kept to look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSegment:
+    """What a method is told of a task; see `method.Segment`."""
+
+    index: int
+    classes: tuple[int, ...]
+    known: int
+
+
+class TaskLoop:
+    """A run in memory."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        files: RunFolder,
+        network: Network,
+        method: Method,
+        store: ClipStore,
+        manifest: Manifest,
+        progress: Progress,
+    ) -> None:
+        self.spec, self.files, self.network = spec, files, network
+        self.method, self.store, self.manifest = method, store, manifest
+        self.tasks = manifest.tasks[: spec.tasks or None]
+        self.shown = self.tasks[:: -(-len(self.tasks) // _EXAMPLES)]
+        self.progress = progress
+        self.labeled = spec.subset == "s4"
+        self.seen = self._classes_after_tasks()
+        self.rows = {name: row for row, name in enumerate(self.seen[-1])}
+        self.scorer = ClipScorer(network, method, store, spec)
+        method.prepare(network)
+        self.moving = {n for n, p in network.named_parameters() if p.requires_grad}
+        self.trainer: Trainer | None = None
+        self.costs: dict[str, float] = {"train_s": 0.0, "score_s": 0.0, "steps": 0.0, "frames": 0.0}
+
+    def to_the_end(self) -> None:
+        """Learn and score all tasks that are left."""
+        if not self.files.is_scored(UNTRAINED):
+            self._score(UNTRAINED)
+        for task in self.tasks[self._restore() :]:
+            self._learn(task)
+        for task in self.tasks:
+            if not self.files.is_scored(task.index):
+                raise RunError(f"{self.files.path}: scores after task {task.index} are missing")
+        trained = sum(p.numel() for n, p in self.network.named_parameters() if n in self.moving)
+        self.costs |= {
+            "trained_parameters": float(trained),
+            "peak_memory_mb": peak_memory_mb(self.spec.device),
+            "method_state_mb": _megabytes(self.method.state_dict()),
+        }
+        told = {**self.costs, "machine": machine(self.spec.device)}
+        write_json(self.files.path / "costs.json", told)
+
+    def _classes_after_tasks(self) -> list[tuple[str, ...]]:
+        """The head's classes after each task, in the order in which they come.
+
+        Where boundaries are blurred, a class may come in before its own task.
+        """
+        seen: list[str] = []
+        after: list[tuple[str, ...]] = []
+        for task in self.tasks:
+            here = (self.store.entries[clip].category for clip in task.train)
+            if self.labeled:
+                names = (*task.classes, *(name for name in here if name))
+                seen += [name for name in dict.fromkeys(names) if name not in seen]
+            after.append(tuple(seen))
+        return after
+
+    # -- learning -----------------------------------------------------------------------------
+
+    def _learn(self, task: Task) -> None:
+        self._begin(task)
+        feed = self._feed(task)
+        data = SegmentData(feed)
+        began = time.monotonic()
+        told = self.spec.consolidate == "oracle"
+        trains = any(p.requires_grad for p in self.network.parameters())
+        if trains or not told:  # untold, a frozen network's method learns from the steps
+            self._train(task, feed)
+        if told:
+            self.method.consolidate(data)
+        data.close()
+        self.network.eval()
+        self.costs["train_s"] += time.monotonic() - began
+        self._save(task)
+        self._score(task.index)
+
+    def _begin(self, task: Task) -> None:
+        """Make room for the task's classes, adapt the decoder, and tell the method."""
+        torch.manual_seed(_seed(self.spec.seed, task.index))
+        known = len(self.network.preset.categories)
+        self._grow(self.seen[task.index])
+        self._adapt(task.index)
+        told = self.spec.consolidate == "oracle"
+        self.method.begin(self._segment(task, known) if told else None)
+
+    def _grow(self, categories: Sequence[str]) -> None:
+        if categories:
+            self.network.grow(categories)
+            self.network.to(self.spec.device)
+            self.moving |= {n for n, _ in self.network.named_parameters() if n.startswith("head.")}
+
+    def _adapt(self, index: int) -> None:
+        """Before the second task, put LoRA on the decoder if the run says so.
+
+        The moment matters: LoRA is drawn from the task's seed after the class head's new rows.
+        """
+        spec, network = self.spec, self.network
+        if spec.decoder == "full" or index == 0 or network.decoder_adapted:
+            return
+        network.adapt_decoder(PRESETS[spec.network].vary(spec.vary).lora_rank)
+        self.moving |= {n for n, _ in network.named_parameters() if n.startswith("decoder.")}
+
+    def _segment(self, task: Task, known: int = 0) -> TaskSegment:
+        names = task.classes if self.spec.protocol in ("til", "cil") else self.manifest.classes
+        rows = tuple(self.rows[name] for name in names) if self.labeled else ()
+        return TaskSegment(task.index, rows, known)
+
+    def _feed(self, task: Task) -> ClipFeed:
+        spec = self.spec
+        entries = self.store.entries
+        labels = {
+            clip: self.rows[entries[clip].category or ""]
+            for clip in task.train
+            if self.labeled and entries[clip].kind != "negative"
+        }
+        return ClipFeed(
+            self.store,
+            task.train,
+            labels,
+            batch=spec.batch,
+            seed=(spec.seed, task.index),
+            variants=spec.variants,
+            clip_frames=self.network.clip_frames,
+            raw_sounds=self.method.mixes_clips,
+            in_order=spec.schedule == "stream",
+        )
+
+    def _train(self, task: Task, feed: ClipFeed) -> None:
+        notes: dict[str, int | str] = {"task": task.index}
+        if self.trainer is None or self.spec.consolidate == "oracle":
+            self.trainer = self._trainer(feed.steps, notes)
+        else:
+            self.trainer.next_part(feed.steps, notes)
+        trainer = self.trainer
+        rows = self._resume(trainer)
+        total = trainer.settings.epochs * trainer.steps_per_epoch
+        streaming = self.spec.schedule == "stream"
+
+        def batches(epoch: int, first: int) -> Iterator[Batch]:
+            for step, batch in enumerate(feed(epoch, first), first):
+                if streaming:
+                    rows.extend(self.scorer.prequential(batch, task.index, step))
+                yield batch
+
+        def on_step(step: int, scalars: Mapping[str, float]) -> None:
+            if streaming and step % SAVE_EVERY == 0:
+                self._write_prequential(rows)
+            self.costs["steps"] += 1
+            self._tell(f"task {task.index + 1}: loss {scalars['loss']:.3f}", task, step / total)
+
+        fit(trainer, batches, state=self.files.state, on_step=on_step, save_every=SAVE_EVERY)
+        if streaming:
+            self._write_prequential(rows)
+
+    def _trainer(self, steps: int, notes: Mapping[str, int | str]) -> Trainer:
+        spec = self.spec
+        settings = Settings(
+            epochs=1 if spec.schedule == "stream" else spec.epochs,
+            lr=spec.lr,
+            weight_decay=spec.weight_decay,
+        )
+        return Trainer(
+            self.network,
+            protocol_loss(self.network, spec.class_weight),
+            settings,
+            steps,
+            self.files.path,
+            method=self.method,
+            consolidator=_consolidator(spec.consolidate),
+            seed=_seed(spec.seed, "method"),
+            notes=notes,
+        )
+
+    def _resume(self, trainer: Trainer) -> list[PrequentialRow]:
+        """Go on with a task that was begun; the frames of its stream that were predicted before."""
+        if not trainer.belongs(self.files.state):
+            return self._prequential_before(trainer, 0)
+        trainer.restore(self.files.state)
+        return self._prequential_before(trainer, trainer.step_count)
+
+    def _prequential_before(self, trainer: Trainer, step: int) -> list[PrequentialRow]:
+        path = self.files.path / "prequential.csv"
+        rows: list[PrequentialRow] = read_csv(path, PrequentialRow) if path.exists() else []
+        task = int(trainer.notes["task"])
+        return [row for row in rows if (row.task, row.step) < (task, step)]
+
+    def _write_prequential(self, rows: Sequence[PrequentialRow]) -> None:
+        write_text(self.files.path / "prequential.csv", to_csv(rows, PrequentialRow))
+
+    # -- boundaries ---------------------------------------------------------------------------
+
+    def _save(self, task: Task) -> None:
+        """Write all that the tasks after this one depend on."""
+        tensors = {
+            f"network.{name}": p.detach()
+            for name, p in self.network.named_parameters()
+            if name in self.moving
+        }
+        manifest: dict[str, Any] = {}
+        if self.trainer is not None and self.spec.consolidate != "oracle":
+            held, manifest = self.trainer.state()
+            tensors |= {f"trainer.{name}": value for name, value in held.items()}
+        else:
+            tensors |= {f"method.{n}": value for n, value in self.method.state_dict().items()}
+        told = {
+            "task": task.index,
+            "categories": list(self.network.preset.categories),
+            "costs": self.costs,
+            "trainer": manifest,
+        }
+        write_tensors(self.files.boundary, tensors, {"boundary": json.dumps(told)})
+
+    def _restore(self) -> int:
+        """Go on after the last boundary; return the next task's number."""
+        if not self.files.boundary.exists():
+            return 0
+        tensors, metadata = read_tensors(self.files.boundary)
+        told = json.loads(metadata["boundary"])
+        self._grow(told["categories"])
+        self._adapt(told["task"])
+        own = dict(self.network.named_parameters())
+        with torch.no_grad():
+            for name, value in _under("network.", tensors).items():
+                own[name].copy_(value)
+        self.costs |= told["costs"]
+        task = self.tasks[told["task"]]
+        if held := told["trainer"]:  # before the method may freeze what the trainer knows
+            self.trainer = self._trainer(held["steps_per_epoch"], held["notes"])
+            self.trainer.load_state(_under("trainer.", tensors), held, str(self.files.boundary))
+        else:
+            self.method.load_state_dict(_under("method.", tensors))
+        self.network.eval()
+        if not self.files.is_scored(task.index):
+            self._score(task.index)
+        return task.index + 1
+
+    # -- scores -------------------------------------------------------------------------------
+
+    def _score(self, after: int) -> None:
+        began = time.monotonic()
+        everything = after == UNTRAINED or self.spec.protocol == "task-free"
+        last = len(self.tasks) if everything else after + 2
+        rows: list[FrameRow] = []
+        curves: dict[int, Curve] = {}
+        for task in self.tasks[:last]:
+            clips = task.test if self.spec.score == "test" else task.val
+            found, curve = self.scorer.score(
+                clips, after, task.index, self._segment(task), self.rows
+            )
+            rows += found
+            curves[task.index] = curve
+            self._tell(f"scoring after task {after + 1}", self.tasks[max(after, 0)], 1.0)
+        if after != UNTRAINED:
+            shown = [task for task in self.shown if task.index <= after]
+            clips = [task.test[0] for task in shown]
+            segments = [self._segment(task) for task in shown]
+            self.files.write_examples(after, self.scorer.examples(clips, segments))
+        self.files.write_frames(after, rows, curves)
+        self.costs["score_s"] += time.monotonic() - began
+        self.costs["frames"] += len(rows)
+
+    def _tell(self, what: str, task: Task, share: float) -> None:
+        sizes = [len(t.train) for t in self.tasks]
+        done = sum(sizes[: task.index]) + share * sizes[task.index]
+        self.progress(what, done / sum(sizes))
+
+
+def protocol_loss(network: Network, class_weight: float) -> LossFunction:
+    """The task's loss (Eq. 7, 8, 10) of a batch of `ClipFeed`; encodes sounds that are waves."""
+
+    def loss(batch: Batch) -> Outcome:
+        if "waves" in batch:
+            features = network.encode_audio(network.log_mel(batch["waves"]))
+            batch["tokens"], batch["embedding"] = features.tokens, features.embedding
+        out = answer(network, batch)
+        terms = total_loss(
+            out, batch["masks"], batch["valid"], batch["labels"], class_weight=class_weight
+        )
+        return Outcome(terms, out)
+
+    return loss
+
+
+def _consolidator(rule: str) -> Consolidator:
+    name, _, every = rule.partition(":")
+    chosen: dict[str, Rule] = {"oracle": "oracle", "plateau": "plateau", "every": "every"}
+    return Consolidator(chosen[name], every=int(every or 1))
+
+
+def _seed(*parts: object) -> int:
+    digest = hashlib.sha256(" ".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:6], "little")
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
+
+
+def _megabytes(state: Mapping[str, Tensor]) -> float:
+    return sum(t.numel() * t.element_size() for t in state.values()) / 2**20
