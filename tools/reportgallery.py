@@ -31,8 +31,9 @@ Write = Callable[[str, str | bytes], None]
 """Called with a file's name and what it holds."""
 
 _STRIPS = (
-    "The middle frame of the first test clip of up to eight tasks, after the last task. Green "
-    "outline: truth. Pink: where the mask's probability is above one half. In the corner: IoU."
+    "The middle frame of a test clip of up to eight tasks, the first in which something sounds, "
+    "after the last task. Green outline: truth. Pink: where the mask's probability is above one "
+    "half. In the corner: IoU; where nothing should be marked, the share that is not."
 )
 _MAPS = (
     "A[t, k]: score on the test clips of task k after task t, mean over seeds, in percent. Max-F: "

@@ -49,7 +49,7 @@ SAVE_EVERY = 200
 """Steps between two saved states within an epoch."""
 
 _EXAMPLES = 8
-"""Tasks whose first test clip is kept to look at."""
+"""Tasks of which a test clip is kept to look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,12 +318,17 @@ class TaskLoop:
             self._tell(f"scoring after task {after + 1}", self.tasks[max(after, 0)], 1.0)
         if after != UNTRAINED:
             shown = [task for task in self.shown if task.index <= after]
-            clips = [task.test[0] for task in shown]
+            clips = [self._example(task) for task in shown]
             segments = [self._segment(task) for task in shown]
             self.files.write_examples(after, self.scorer.examples(clips, segments))
         self.files.write_frames(after, rows, curves)
         self.costs["score_s"] += time.monotonic() - began
         self.costs["frames"] += len(rows)
+
+    def _example(self, task: Task) -> str:
+        """The first test clip in which something sounds, if there is one."""
+        sounding = (c for c in task.test if self.store.entries[c].kind != "negative")
+        return next(sounding, task.test[0])
 
     def _tell(self, what: str, task: Task, share: float) -> None:
         sizes = [len(t.train) for t in self.tasks]
