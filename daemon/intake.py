@@ -34,6 +34,7 @@ _IDLE_MS = 100
 _LINGER_MS = 1000
 _INFO_NS = 500_000_000
 _HANDSHAKE_MS = 5000
+_DETAIL_CHARACTERS = 2000
 _log = logging.getLogger(__name__)
 
 
@@ -114,7 +115,7 @@ class Intake:
                     self._info_due_ns = self._clock() + _INFO_NS
         except Exception as error:  # noqa: BLE001 - whatever it is, masks go on
             _log.exception("the intake has failed; masks go on, labels are taken no more")
-            detail = f"{type(error).__name__}: {error}"
+            detail = f"{type(error).__name__}: {error}"[:_DETAIL_CHARACTERS]
             self._info = replace(self._info, state="failed", detail=detail)
         finally:
             self._free(_LINGER_MS)

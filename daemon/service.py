@@ -243,9 +243,9 @@ class Service:
 
     def serve(self) -> int:
         """Publish until the stream ends; see `run` for what is returned."""
+        self._report()
         self._bus.publish(self._hello())
         self._say_started()
-        self._report()
         if self._pipeline.policy == "wait":
             self._wait_for_subscriber()
         self._signals.call(self._pipeline.stop)

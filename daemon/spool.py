@@ -198,7 +198,7 @@ class Spool:
         Raises:
             StorageError, CorruptError: the file.
         """
-        with self._file.transaction("DEFERRED"):
+        with self._file.transaction(reading=True):
             counts = self._db.execute("SELECT state, count(*) FROM clips GROUP BY state")
             clips: dict[ClipState, int] = dict(counts.fetchall())
             held, size = self._held()

@@ -7,10 +7,11 @@ import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final
 
 _FORMAT = 1
 _BUSY_S = 10.0
+_TURNSTILE = "turnstile.sqlite"
 _WAL_BYTES = 1 << 26
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 _SCHEMA = """
@@ -111,6 +112,10 @@ class JournalError(SpoolError):
 class SpoolFile:
     """An open database; it belongs to one thread at a time, the file to any number of processes.
 
+    SQLite's waiting for a lock is not fair: a process that writes without a pause was seen to keep
+    another out for over 10 s. So who wants to write passes a turnstile first, a second and empty
+    database: it is free while somebody writes, and whoever waits for his turn holds it.
+
     Args:
         path: the file, made with mode 0600; its folder is made with 0700 where it is not there.
 
@@ -125,11 +130,10 @@ class SpoolFile:
 
     def __init__(self, path: Path) -> None:
         self.path: Final = path
-        _prepare(path)
+        _prepare(path.parent, path, path.with_name(_TURNSTILE))
         with self.told():
-            self.connection: Final = sqlite3.connect(
-                path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-            )
+            self.connection: Final = _connect(path)
+            self._turnstile = _connect(path.with_name(_TURNSTILE))
         try:
             with self.told():
                 self.connection.execute("PRAGMA journal_mode=WAL")
@@ -144,12 +148,16 @@ class SpoolFile:
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
         self.connection.close()
+        self._turnstile.close()
 
     @contextmanager
-    def transaction(self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Generator[None]:
-        """All or nothing; on disk at the end."""
+    def transaction(self, *, reading: bool = False) -> Generator[None]:
+        """All or nothing, and on disk at the end; while reading, all as of one moment."""
         with self.told():
-            self.connection.execute(f"BEGIN {kind}")
+            if reading:
+                self.connection.execute("BEGIN DEFERRED")
+            else:
+                self._begin_writing()
             try:
                 yield
                 self.connection.execute("COMMIT")
@@ -175,6 +183,13 @@ class SpoolFile:
                 ) from error
             raise StorageError(f"{self.path}: {error}; nothing was changed") from error
 
+    def _begin_writing(self) -> None:
+        self._turnstile.execute("BEGIN IMMEDIATE")
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+        finally:
+            self._turnstile.execute("ROLLBACK")
+
     def _lay_out(self) -> None:
         with self.transaction():
             (version,) = self.connection.execute("PRAGMA user_version").fetchone()
@@ -192,9 +207,12 @@ class SpoolFile:
             self.connection.execute(f"PRAGMA user_version={_FORMAT}")
 
 
-def _prepare(file: Path) -> None:
-    """Make the folder and an empty file, readable by their owner alone, and keep both on disk."""
-    folder = file.parent
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+
+
+def _prepare(folder: Path, *files: Path) -> None:
+    """Make the folder and empty files, readable by their owner alone, and keep them on disk."""
     try:
         for missing in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
             missing.mkdir(mode=_FOLDER_MODE)
@@ -205,8 +223,9 @@ def _prepare(file: Path) -> None:
                 f"{folder}: has mode {mode:o}, so others may read the clips; it must be "
                 f"{_FOLDER_MODE:o}: chmod {_FOLDER_MODE:o} {folder}, or choose another folder"
             )
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, _FILE_MODE))
-        file.chmod(_FILE_MODE)
+        for file in files:
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT, _FILE_MODE))
+            file.chmod(_FILE_MODE)
         _sync(folder)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be made a spool's folder ({error})") from error

@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 from atlasd.daemon import labels, masks
-from atlasd.daemon.labelclips import LOUDEST, load, read_clip, write_clip
+from atlasd.daemon.labelclips import LOUDEST, load, read_clip, resolve, write_clip
 from atlasd.daemon.labels import (
     Delete,
     Granted,
@@ -37,6 +37,7 @@ from labeled import (
     a_mask,
     a_picture,
     a_reference,
+    a_sample,
     a_sound,
     blob,
     pixels,
@@ -371,3 +372,16 @@ def test_the_limits_are_those_of_the_specification():
     for kind in (PutFrame, Granted, Refused):
         for field in dataclasses.fields(kind):
             assert f"`{field.name}`" in text, field.name
+
+
+def test_the_lost_parts_of_a_window_that_was_shown_stay_known():
+    """A late window ends before its picture; what was not heard is a gap when it is learned."""
+    sample = a_sample(50)
+    heard = sample.window.samples[: RATE_HZ // 4]
+    end_ns = sample.window.start_ns + SECOND_NS // 4
+    late = AudioWindow(heard, RATE_HZ, sample.window.start_ns, end_ns, "late")
+    clip = resolve(a_reference(), Sample(sample.frame, late))
+    window = load(pack_stored(clip)).clip.samples[0].window
+    assert (window.state, window.gap_ms) == ("gap", 750.0)
+    np.testing.assert_array_equal(window.samples[: RATE_HZ // 4], heard)
+    assert not window.samples[RATE_HZ // 4 :].any()
