@@ -109,6 +109,29 @@ class PublishConfig(_Section):
     """Seconds between two hello messages."""
 
 
+class IntakeConfig(_Section):
+    """Where labeled clips are put, to be learned."""
+
+    enabled: bool = False
+    """Accept labeled clips, and keep them on disk until they are learned."""
+    endpoint: str = Field(default="tcp://127.0.0.1:5558", pattern=r"^(tcp|ipc)://.+")
+    """Where labelers connect; loopback or ipc unless `insecure`."""
+    insecure: bool = False
+    """Allow an address that other machines reach, without encryption."""
+    spool: Path | None = None
+    """Folder of the clips; none: `atlasd/spool/STREAM` in $XDG_STATE_HOME or ~/.local/state."""
+    max_clips: int = Field(default=10_000, ge=1, le=10_000_000)
+    """Most clips that are kept; more are refused."""
+    max_mb: int = Field(default=4000, ge=1, le=10_000_000)
+    """Most megabytes of them."""
+    classes: Literal["open", "closed"] = "open"
+    """`closed`: only classes that the network knows; `open`: new ones too."""
+    replay_s: float = Field(default=30.0, ge=0, le=3600)
+    """How long a frame that was shown can be labeled by its time alone."""
+    replay_mb: int = Field(default=256, ge=0, le=1_000_000)
+    """Most megabytes of such frames with their sound."""
+
+
 class RunConfig(_Section):
     """The run itself."""
 
@@ -124,6 +147,7 @@ class Config(_Section):
     sync: SyncConfig = SyncConfig()
     queue: QueueConfig = QueueConfig()
     publish: PublishConfig = PublishConfig()
+    intake: IntakeConfig = IntakeConfig()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
@@ -137,6 +161,11 @@ class Config(_Section):
             raise ValueError(
                 f"model.batch is {self.model.batch} but queue.capacity only {self.queue.capacity};"
                 " a batch must fit into the queue"
+            )
+        if self.intake.enabled and self.intake.endpoint == self.publish.endpoint:
+            raise ValueError(
+                f"publish.endpoint and intake.endpoint are both {self.intake.endpoint}; each needs"
+                " an address of its own"
             )
         return self
 

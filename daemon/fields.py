@@ -18,6 +18,10 @@ from typing import get_type_hints as hints_of
 LOCAL: Mapping[str, bool] = {"local": True}
 """Metadata of a field that its receiver fills in: it never travels."""
 
+ADDED: Mapping[str, bool] = {"added": True}
+"""Metadata of a field that a minor version added: it travels only where it is not None, so that
+messages without it keep their bytes."""
+
 _SHOWN = 60
 
 
@@ -96,11 +100,20 @@ def from_map(kind: type[M], entries: Mapping[str, object], where: str = "") -> M
 
 def to_map(message: object) -> dict[str, object]:
     """The map that travels: every field but the local ones, messages within as maps."""
-    return {name: _plain(getattr(message, name)) for name in _checks(type(message))}
+    entries = {name: _plain(getattr(message, name)) for name in _checks(type(message))}
+    return {k: v for k, v in entries.items() if v is not None or k not in _added(type(message))}
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_plain(each) for each in cast("tuple[object, ...]", value)]
     return to_map(value) if dataclasses.is_dataclass(value) else value
+
+
+@cache
+def _added(kind: type) -> frozenset[str]:
+    fields = dataclasses.fields(cast("Any", kind))
+    return frozenset(f.name for f in fields if f.metadata.get("added"))
 
 
 @cache

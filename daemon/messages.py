@@ -19,9 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import masks
-from .fields import LOCAL, FieldError, Many, Octets, Real, Text, Whole, from_map, settle, to_map
+from .fields import (
+    ADDED,
+    LOCAL,
+    FieldError,
+    Many,
+    Octets,
+    Real,
+    Text,
+    Whole,
+    from_map,
+    settle,
+    to_map,
+)
 
-VERSION: Final = "1.0"
+VERSION: Final = "1.1"
 """major.minor of the wire. Minors add keys; a major may change anything."""
 
 MAX_MESSAGE_BYTES: Final = masks.MAX_PIXELS + (1 << 16)
@@ -65,7 +77,7 @@ class VersionError(WireError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Checked:
+class Checked:
     """A dataclass whose fields are within their bounds."""
 
     def __post_init__(self) -> None:
@@ -73,7 +85,7 @@ class _Checked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrameInfo(_Checked):
+class FrameInfo(Checked):
     """The picture that a mask belongs to.
 
     Attributes:
@@ -88,7 +100,7 @@ class FrameInfo(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskData(_Checked):
+class MaskData(Checked):
     """A mask at the network's resolution.
 
     Attributes:
@@ -110,7 +122,7 @@ class MaskData(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AudioInfo(_Checked):
+class AudioInfo(Checked):
     """The window of sound that the network heard with the picture.
 
     Attributes:
@@ -130,7 +142,7 @@ class AudioInfo(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo(_Checked):
+class ModelInfo(Checked):
     """The weights that made a mask: the network's preset and their version."""
 
     preset: Name
@@ -138,7 +150,7 @@ class ModelInfo(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mask(_Checked):
+class Mask(Checked):
     """One mask of one picture.
 
     Attributes:
@@ -208,7 +220,7 @@ class Mask(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preview(_Checked):
+class Preview(Checked):
     """A picture as JPEG, encoded only while someone subscribes."""
 
     topic_kind: ClassVar[TopicKind] = "f"
@@ -223,7 +235,7 @@ class Preview(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hello(_Checked):
+class Hello(Checked):
     """What a stream is; sent at the start, to late joiners and every two seconds.
 
     Attributes:
@@ -263,11 +275,47 @@ class Hello(_Checked):
     model: ModelInfo
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeInfo(Checked):
+    """How the intake of labeled clips does.
+
+    Attributes:
+        endpoint: where labels are put.
+        state: ``failed`` takes no more labels; masks go on.
+        detail: the failure in words.
+        clips: clips in the spool by state: ``pending``, ``journaled``, ``quarantined``,
+            ``consumed``, ``discarded``, ``deleted``.
+        held: clips whose payload is kept.
+        bytes: of these payloads.
+        oldest_s: seconds that the oldest pending clip has waited, None where none waits.
+        batches: batches handed to the learner so far.
+        aside: batches in quarantine.
+        answered: requests granted since the daemon began, by outcome.
+        refused: requests refused since the daemon began, by code.
+        replay_frames: frames that labels can refer to.
+        replay_bytes: their size with their sound.
+    """
+
+    endpoint: Name
+    state: Literal["running", "failed"] = "running"
+    detail: Prose = ""
+    clips: Counts = field(default_factory=dict[str, int])
+    held: Count = 0
+    bytes: Count = 0
+    oldest_s: Annotated[float, Real(0, 1e12)] | None = None
+    batches: Count = 0
+    aside: Count = 0
+    answered: Counts = field(default_factory=dict[str, int])
+    refused: Counts = field(default_factory=dict[str, int])
+    replay_frames: Count = 0
+    replay_bytes: Count = 0
+
+
 StreamState = Literal["starting", "running", "ended", "stopping"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Status(_Checked):
+class Status(Checked):
     """How a stream does; once a second, so that silence means that the daemon is gone.
 
     Attributes:
@@ -282,6 +330,7 @@ class Status(_Checked):
             ``bus_queue_full`` and ``subscriber_stalled`` on the bus.
         lat_ms: milliseconds by stage and percentile (``infer_p50``).
         mask: the latest mask, so that the last one of a stream reaches late and slow readers.
+        intake: the intake of labels, None where it is off. Since 1.1.
     """
 
     topic_kind: ClassVar[TopicKind] = "s"
@@ -298,10 +347,11 @@ class Status(_Checked):
     drops: Counts = field(default_factory=dict[str, int])
     lat_ms: Stages = field(default_factory=dict[str, float])
     mask: Mask | None = None
+    intake: IntakeInfo | None = field(default=None, metadata=ADDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event(_Checked):
+class Event(Checked):
     """Something happened to a stream.
 
     Attributes:
@@ -374,8 +424,8 @@ def unpack(data: bytes) -> Message:
             f"the topic is {head[:80]!r}; it must be one of {'/ '.join(_KINDS)}/ with a stream's "
             "name, and a NUL after it"
         )
-    entries = _read_map(body)
-    _check_version(entries.get("v"))
+    entries = read_map(body)
+    check_version(entries.get("v"))
     try:
         message = from_map(_KINDS[match[1].decode()], entries)
     except FieldError as error:
@@ -385,8 +435,12 @@ def unpack(data: bytes) -> Message:
     return message
 
 
-def _read_map(body: bytes) -> dict[str, object]:
-    """Decode a msgpack map with bounded memory: the containers are counted as they are made."""
+def read_map(body: bytes) -> dict[str, object]:
+    """Decode a msgpack map with bounded memory: the containers are counted as they are made.
+
+    Raises:
+        WireError: the bytes are no map, or over the limits.
+    """
     made = 0
 
     def count(container: object) -> object:
@@ -416,7 +470,13 @@ def _read_map(body: bytes) -> dict[str, object]:
     return entries
 
 
-def _check_version(version: object) -> None:
+def check_version(version: object) -> None:
+    """Check the ``v`` of a map.
+
+    Raises:
+        WireError: it is no version.
+        VersionError: it is another major.
+    """
     if not isinstance(version, str) or re.fullmatch(r"[0-9]{1,5}\.[0-9]{1,5}", version) is None:
         raise WireError(f"v is {version!r:.40}; it must be major.minor, such as {VERSION!r}")
     own = VERSION.split(".")[0]

@@ -82,19 +82,23 @@ class Outlet:
                 yield request[0] == 1, request[1:]
 
     def close(self, linger_ms: int) -> None:
-        """Free the address; what is on its way has `linger_ms` to arrive.
-
-        libzmq has been seen never to come back from ending a context, long after the time to
-        linger, where a peer had sent nonsense; so the end is awaited for a while only.
-        """
+        """Free the address; what is on its way has `linger_ms` to arrive."""
         self.socket.close(linger=linger_ms)
-        if not self._own_context:
-            return
-        end = threading.Thread(target=self._context.term, name="atlasd-bus-end", daemon=True)
-        end.start()
-        end.join(linger_ms / 1000 + _TERM_GRACE_S)
-        if end.is_alive():
-            _logger.warning("ZeroMQ does not end its context; it is left behind")
+        if self._own_context:
+            end_context(self._context, linger_ms)
+
+
+def end_context(context: zmq.Context[zmq.Socket[bytes]], linger_ms: int) -> None:
+    """End a context whose sockets are closed.
+
+    libzmq has been seen never to come back from this, long after the time to linger, where a peer
+    had sent nonsense; so the end is awaited for a while only.
+    """
+    end = threading.Thread(target=context.term, name="atlasd-bus-end", daemon=True)
+    end.start()
+    end.join(linger_ms / 1000 + _TERM_GRACE_S)
+    if end.is_alive():
+        _logger.warning("ZeroMQ does not end its context; it is left behind")
 
 
 class Subscriptions:

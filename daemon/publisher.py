@@ -26,6 +26,7 @@ from . import endpoints
 from .messages import (
     Event,
     Hello,
+    IntakeInfo,
     Mask,
     Message,
     Preview,
@@ -154,6 +155,7 @@ class Publisher:
         detail: str | None = None,
         drops: Mapping[str, int] | None = None,
         lat_ms: Mapping[str, float] | None = None,
+        intake: IntakeInfo | None = None,
     ) -> None:
         """Set what the next status messages of a stream say; None leaves a value as it was.
 
@@ -172,6 +174,7 @@ class Publisher:
             known.detail = known.detail if detail is None else said.detail
             known.drops = known.drops if drops is None else said.drops
             known.lat_ms = known.lat_ms if lat_ms is None else said.lat_ms
+            known.intake = known.intake if intake is None else intake
 
     def wants(self, kind: TopicKind, stream: str | None = None) -> bool:
         """Whether anybody subscribes to a kind of message, of one stream or of any."""

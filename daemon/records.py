@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .messages import Event, Hello, Mask, Message, Status, StreamState
+from .messages import Event, Hello, IntakeInfo, Mask, Message, Status, StreamState
 
 _NS_PER_S = 1_000_000_000
 
@@ -20,6 +20,7 @@ class StreamRecord:
         detail: the state in words.
         drops: pictures lost before the bus, by reason.
         lat_ms: milliseconds by stage and percentile.
+        intake: how the intake of labels does, None where it is off.
         hello: the latest hello, None before the first.
         hello_due_ns: when it is to be repeated.
         status_due_ns: when the next status is to be sent.
@@ -30,6 +31,7 @@ class StreamRecord:
     detail: str = ""
     drops: Mapping[str, int] = field(default_factory=dict[str, int])
     lat_ms: Mapping[str, float] = field(default_factory=dict[str, float])
+    intake: IntakeInfo | None = None
     hello: Hello | None = None
     hello_due_ns: int = 0
     status_due_ns: int = 0
@@ -71,6 +73,7 @@ class StreamRecord:
             drops={**self.drops, **bus_drops},
             lat_ms=self.lat_ms,
             mask=self._mask,
+            intake=self.intake,
         )
 
     def status_sent(self, now_ns: int, next_ns: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,13 +19,18 @@ from ..streams.sources import Discontinuity, MediaError, Source, Trouble
 from .config import Config, dump_config
 from .endpoints import EndpointError
 from .engine import Engine, EngineError, TorchEngine
+from .intake import Intake
+from .labeldesk import LabelDesk, LabelRules
 from .latency import Latencies
 from .memory import resident_mb
 from .messages import Event, Hello, Mask, ModelInfo
 from .pipeline import Ended, Item, Pipeline, PipelineOptions, Result
 from .publisher import Publisher, PublisherError
+from .replayring import ReplayRing
 from .results import mask_message
 from .signals import Signals
+from .spool import Spool
+from .spoolfile import SpoolError
 
 OK, FAILED, REFUSED = 0, 1, 2
 """Exit codes: ended or drained; failed while running; could not start."""
@@ -32,7 +38,7 @@ OK, FAILED, REFUSED = 0, 1, 2
 _TICK_S = 0.2
 _RECENT = 1024
 _DETAIL_CHARACTERS = 2000
-_REFUSALS = (MediaError, WeightsError, EngineError, EndpointError, OSError)
+_REFUSALS = (MediaError, WeightsError, EngineError, EndpointError, SpoolError, OSError)
 _log = logging.getLogger(__name__)
 
 
@@ -117,6 +123,46 @@ def pipeline_options(config: Config) -> PipelineOptions:
     )
 
 
+def spool_folder(config: Config, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the configured intake keeps its clips."""
+    if config.intake.spool is not None:
+        return config.intake.spool
+    state = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "atlasd" / "spool" / config.source.stream
+
+
+def open_intake(config: Config, engine: Engine, ring: ReplayRing, instance: str) -> Intake:
+    """The configured intake of labels, at work.
+
+    Args:
+        config: all that the daemon is told.
+        engine: the network that labels are for.
+        ring: what it is shown, for labels by reference.
+        instance: names this run of the daemon.
+
+    Raises:
+        SpoolError: the spool cannot be opened.
+        EndpointError: the address is malformed, public, in use or not permitted.
+    """
+    intake = config.intake
+    folder = spool_folder(config)
+    spool = Spool(folder, max_clips=intake.max_clips, max_bytes=intake.max_mb * 1_000_000)
+    rules = LabelRules(
+        window_s=engine.window_s,
+        categories=engine.categories,
+        closed=intake.classes == "closed",
+        instance=instance,
+    )
+    try:
+        desk = LabelDesk(spool, ring, rules)
+        opened = Intake(intake.endpoint, desk, insecure=intake.insecure)
+    except BaseException:
+        spool.close()
+        raise
+    _log.info("labels at %s, kept in %s", opened.endpoint, folder)
+    return opened
+
+
 @dataclass(slots=True)
 class _Counts:
     """What a run did, for its summary."""
@@ -168,6 +214,15 @@ class Service:
             status_s=publish.status_interval_s,
             clock=clock,
         )
+        self._ring: ReplayRing | None = None
+        self._intake: Intake | None = None
+        if config.intake.enabled:
+            self._ring = ReplayRing(config.intake.replay_s, config.intake.replay_mb * 1_000_000)
+            try:
+                self._intake = open_intake(config, engine, self._ring, self._bus.instance)
+            except BaseException:
+                self._bus.close(drain=False)
+                raise
 
     @classmethod
     def start(cls, config: Config, signals: Signals, clock: Callable[[], int]) -> Service:
@@ -188,6 +243,7 @@ class Service:
 
     def serve(self) -> int:
         """Publish until the stream ends; see `run` for what is returned."""
+        self._report()
         self._bus.publish(self._hello())
         self._say_started()
         if self._pipeline.policy == "wait":
@@ -217,6 +273,8 @@ class Service:
     ) -> None:
         self._pipeline.close()
         self._engine.close()
+        if self._intake is not None:
+            self._intake.close()
         self._bus.close(drain=error is None)
 
     def _pump(self) -> None:
@@ -254,6 +312,8 @@ class Service:
 
     def _publish_mask(self, result: Result) -> None:
         publish = self._config.publish
+        if self._ring is not None:
+            self._ring.add(result.sample)
         message = mask_message(result, self._engine.categories, publish.encoding, publish.threshold)
         self._bus.publish(message)
         self._note(result, message, self._clock())
@@ -279,6 +339,7 @@ class Service:
             detail=f"queue {self._pipeline.queued}/{self._config.queue.capacity}, memory {told}",
             drops=self._pipeline.drops,
             lat_ms={f"{s}_{p}": ms for s, values in recent.items() for p, ms in values.items()},
+            intake=None if self._intake is None else self._intake.info(),
         )
 
     def _wait_for_subscriber(self) -> None:
@@ -286,6 +347,8 @@ class Service:
         while self._clock() < deadline and not self._signals.received:
             if self._bus.wait_for_subscriber(_TICK_S):
                 return
+            if self._clock() >= self._report_due_ns:
+                self._report()
         _log.warning("nobody subscribed in time; publishing anyway")
 
     def _hello(self) -> Hello:

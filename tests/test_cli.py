@@ -33,6 +33,9 @@ def in_a_process(*words: str, **kwargs) -> subprocess.CompletedProcess:
         ("run",),
         ("segment",),
         ("subscribe",),
+        ("label",),
+        ("feed",),
+        ("status",),
         ("train",),
         ("evaluate",),
         ("report",),
@@ -107,6 +110,24 @@ def test_train_passes_every_option_on_with_the_same_default():
             if isinstance(field.default, tuple):  # a list on the command line, or none
                 default = tuple(default or ())
             assert default == field.default, field.name
+
+
+def test_feed_passes_every_option_on_with_the_same_default():
+    from atlasd.tools.feed import FeedOptions
+
+    told = inspect.signature(cli.feed).parameters
+    for field in fields(FeedOptions):
+        if field.name not in {"data", "endpoint", "attempts"}:
+            assert told[field.name].default == field.default, field.name
+
+
+def test_labels_go_where_the_intake_stands_by_default():
+    endpoint = Config().intake.endpoint
+    for command in (cli.label, cli.feed):
+        assert inspect.signature(command).parameters["endpoint"].default == endpoint
+    assert inspect.signature(cli.status).parameters["endpoint"].default == (
+        Config().publish.endpoint
+    )
 
 
 def test_version():

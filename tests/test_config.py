@@ -130,3 +130,10 @@ def test_the_schema_describes_every_key():
 
 def test_the_dump_is_plain_yaml():
     assert yaml.safe_load(dump_config(Config())) == Config().model_dump(mode="json")
+
+
+def test_bus_and_intake_need_an_address_each():
+    message = refused(
+        overrides=["intake.enabled=true", "intake.endpoint=ipc:///x", "publish.endpoint=ipc:///x"]
+    )
+    assert "each needs an address of its own" in message

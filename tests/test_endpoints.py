@@ -58,7 +58,9 @@ def test_loopback_and_ipc_are_private(endpoint):
 )
 def test_an_address_that_others_reach_is_refused_and_the_way_out_is_named(endpoint):
     endpoints.check(endpoint)
-    with pytest.raises(EndpointError, match=r"not encrypted.*tcp://127\.0\.0\.1:PORT.*--insecure"):
+    with pytest.raises(
+        EndpointError, match=r"not encrypted.*tcp://127\.0\.0\.1:PORT.*set insecure"
+    ):
         endpoints.check_private(endpoint)
 
 

@@ -302,7 +302,7 @@ def test_a_port_in_use_is_an_error_and_the_bus_that_has_it_goes_on(context):
 
 
 def test_a_public_address_needs_to_be_called_insecure():
-    with pytest.raises(EndpointError, match="--insecure"):
+    with pytest.raises(EndpointError, match="set insecure"):
         Publisher("tcp://*:0")
     Publisher("tcp://*:0", insecure=True).close()
 

@@ -15,8 +15,14 @@ import pytest
 import zmq
 from atlasd.daemon.client import subscribe
 from atlasd.daemon.config import Config
+from atlasd.daemon.labelclient import LabelClient, NoAnswerError
+from atlasd.daemon.labelclips import label_mask, load
+from atlasd.daemon.labeldesk import LabelDesk
+from atlasd.daemon.labels import PutFrame
 from atlasd.daemon.messages import Event, Hello, Mask, Status
-from atlasd.daemon.service import FAILED, OK, REFUSED, run
+from atlasd.daemon.publisher import Publisher
+from atlasd.daemon.service import FAILED, OK, REFUSED, run, spool_folder
+from atlasd.daemon.spool import Spool
 from atlasd.model import checkpoints
 from atlasd.model.presets import build
 from atlasd.streams.files import FileSource
@@ -236,6 +242,103 @@ def test_an_output_folder_that_cannot_be_made_is_refused_in_one_line(
     video = write_video(tmp_path / "a.mp4", 0.2)
     config = tiny_config(checkpoint, video, endpoint, f"run.out={video}")
     assert "a.mp4" in refused(config, caplog)
+
+
+@pytest.fixture
+def taking(tmp_path, checkpoint, endpoint):
+    """A function that makes a configuration with the intake on."""
+
+    def made(seconds, *overrides) -> Config:
+        video = write_video(tmp_path / "a.mp4", seconds, size=(96, 64))
+        intake = (
+            "intake.enabled=true",
+            f"intake.endpoint=ipc://{tmp_path}/labels",
+            f"intake.spool={tmp_path}/spool",
+            "publish.status_interval_s=0.1",
+        )
+        return waiting(tiny_config(checkpoint, video, endpoint, *intake, *overrides))
+
+    return made
+
+
+def test_a_mask_that_is_seen_can_be_corrected_by_its_time(tmp_path, taking):
+    config = taking(2.0, "source.pace=real")
+    with (
+        subscribe(config.publish.endpoint, mode="all", timeout_s=PATIENCE_S) as masks_seen,
+        Daemon(config) as daemon,
+        LabelClient(config.intake.endpoint, timeout_s=PATIENCE_S) as client,
+    ):
+        mask = next(masks_seen)
+        for _ in masks_seen:
+            break
+        instance = masks_seen.hello["main"].instance
+        drawn = np.zeros((64, 96), np.uint8)
+        drawn[:32, :48] = 1
+        label = PutFrame(
+            id="seen",
+            stream="main",
+            epoch=mask.epoch,
+            pts_ns=mask.pts_ns,
+            instance=instance,
+            mask=label_mask(drawn),
+        )
+        assert client.put(label) == "stored"
+        assert len(list(masks_seen)) == 48
+    assert daemon.code == OK
+    with Spool(tmp_path / "spool") as spool:
+        (clip,) = (load(c.payload) for c in spool.next_batch(0, 9, 0).clips)
+    assert clip.clip.samples[0].frame.pts_ns == mask.pts_ns
+    assert clip.clip.samples[0].frame.image.shape == (64, 64, 3)
+    assert clip.masks.mean() == 0.25
+
+
+def test_an_intake_that_fails_never_stops_the_masks(taking, monkeypatch):
+    def broken(*args):
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(LabelDesk, "answer", broken)
+    config = taking(2.0, "source.pace=real")
+    with (
+        subscribe(
+            config.publish.endpoint, kinds=(Mask, Status), mode="all", timeout_s=PATIENCE_S
+        ) as messages,
+        Daemon(config) as daemon,
+        LabelClient(config.intake.endpoint, timeout_s=0.5, attempts=1) as client,
+    ):
+        seen = [next(m for m in messages if isinstance(m, Mask))]
+        with pytest.raises(NoAnswerError):
+            client.delete("a")
+        seen += list(messages)
+    assert daemon.code == OK
+    assert len([m for m in seen if isinstance(m, Mask)]) == 50
+    last = [m for m in seen if isinstance(m, Status)][-1]
+    assert (last.intake.state, last.intake.detail) == ("failed", "MemoryError: none left")
+
+
+def test_labels_are_not_taken_unless_it_is_asked_for(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 0.4)
+    messages, _ = everything(tiny_config(checkpoint, video, endpoint))
+    assert {m.intake for m in messages if isinstance(m, Status)} == {None}
+
+
+def test_a_spool_or_an_address_that_cannot_be_had_is_refused_in_one_line(tmp_path, taking, caplog):
+    config = taking(0.2)
+    (tmp_path / "spool").mkdir(mode=0o700)
+    (tmp_path / "spool" / "clips.sqlite").write_bytes(b"nonsense" * 1000)
+    assert "is damaged" in refused(config, caplog)
+    (tmp_path / "spool" / "clips.sqlite").unlink()
+    with zmq.Context() as context, context.socket(zmq.REP) as taken:
+        taken.bind(config.intake.endpoint)
+        assert "in use" in refused(config, caplog)
+    assert "other machines" in refused(taking(0.2, "intake.endpoint=tcp://0.0.0.0:0"), caplog)
+    with Publisher(config.publish.endpoint):
+        pass  # what was bound is free again
+
+
+def test_the_spool_stands_where_programs_keep_their_state(tmp_path):
+    config = Config()
+    assert spool_folder(config, {"XDG_STATE_HOME": "/s"}) == Path("/s/atlasd/spool/main")
+    assert spool_folder(config, {}) == Path.home() / ".local/state/atlasd/spool/main"
 
 
 def test_a_public_address_is_refused(tmp_path, checkpoint, caplog):

@@ -62,8 +62,9 @@ def a_hello(stream="main", **fields):
 
 
 def full_messages():
-    """One message of each kind with every field set: what the golden bytes hold."""
+    """One message of each kind with every field of 1.0 set: what the golden bytes hold."""
     mask = Mask(
+        v="1.0",
         stream="porch",
         epoch=1,
         seq=74,
@@ -92,6 +93,7 @@ def full_messages():
     return {
         "mask": mask,
         "preview": Preview(
+            v="1.0",
             stream="porch",
             epoch=1,
             pts_ns=2_960_000_000,
@@ -101,6 +103,7 @@ def full_messages():
             jpeg=b"\xff\xd8\xff\xd9",
         ),
         "status": Status(
+            v="1.0",
             stream="porch",
             publish_ns=82_000_000_000,
             instance="5f0c",
@@ -115,6 +118,7 @@ def full_messages():
             mask=mask,
         ),
         "event": Event(
+            v="1.0",
             stream="porch",
             publish_ns=81_500_000_000,
             kind="epoch",
@@ -124,6 +128,7 @@ def full_messages():
             data={"jump_ms": 3200.5, "count": 2, "repaired": True, "codec": "h264"},
         ),
         "hello": Hello(
+            v="1.0",
             stream="porch",
             publish_ns=80_000_000_000,
             instance="5f0c",

@@ -1,0 +1,160 @@
+"""The desk: one request in, one answer out, and nothing granted that is not on disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from .labelclips import read_clip, resolve
+from .labels import (
+    Answer,
+    Delete,
+    Granted,
+    Label,
+    LabelError,
+    PutClip,
+    Refused,
+    Request,
+    digest,
+    pack_stored,
+    unpack_request,
+)
+from .messages import IntakeInfo
+from .replayring import ReplayRing
+from .spool import Spool
+from .spooled import Outcome
+from .spoolfile import SpoolError
+
+_DETAIL_CHARACTERS = 4000
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelRules:
+    """What labels must fit.
+
+    Attributes:
+        window_s: seconds of sound that belong to a picture.
+        categories: classes of the network; empty without a class head.
+        closed: refuse other classes.
+        instance: names this run of the daemon, which references may do too.
+    """
+
+    window_s: float = 1.0
+    categories: tuple[str, ...] = ()
+    closed: bool = False
+    instance: str = ""
+
+
+@dataclass(slots=True)
+class LabelDesk:
+    """Answers requests; it belongs to one thread.
+
+    Attributes:
+        spool: where clips are kept.
+        ring: what labels by reference refer to.
+        rules: what they must fit.
+        clock: nanoseconds since 1970.
+        granted: requests granted, by outcome.
+        refused: requests refused, by code.
+    """
+
+    spool: Spool
+    ring: ReplayRing
+    rules: LabelRules
+    clock: Callable[[], int] = time.time_ns
+    granted: Counter[str] = field(default_factory=Counter[str])
+    refused: Counter[str] = field(default_factory=Counter[str])
+
+    def answer(self, data: bytes) -> Answer:
+        """Do what a request asks, or say why not; no request makes this raise."""
+        number = None
+        try:
+            request = unpack_request(data)
+            number = request.request
+            state = self._do(request)
+        except LabelError as error:
+            return self._refuse(error.request if number is None else number, error.code, str(error))
+        except SpoolError as error:
+            if error.code in {"storage", "disk_full", "corrupt"}:
+                _log.error("a label could not be stored: %s", error)
+            return self._refuse(number, error.code, str(error))
+        except Exception as error:  # noqa: BLE001 - one request must not end the others
+            _log.exception("a label could not be handled")
+            return self._refuse(number, "internal", f"{type(error).__name__}: {error}")
+        self.granted[state] += 1
+        return Granted(request=number, id=request.id, state=state)
+
+    def info(self, endpoint: str) -> IntakeInfo:
+        """What status says; a spool that cannot be read is told in `IntakeInfo.detail`."""
+        frames, size = self.ring.size
+        known = IntakeInfo(
+            endpoint=endpoint,
+            answered=dict(self.granted),
+            refused=dict(self.refused),
+            replay_frames=frames,
+            replay_bytes=size,
+        )
+        try:
+            status = self.spool.status()
+        except SpoolError as error:
+            return replace(known, detail=str(error)[:_DETAIL_CHARACTERS])
+        age_s = None if status.oldest_ns is None else (self.clock() - status.oldest_ns) / 1e9
+        return replace(
+            known,
+            clips={str(state): n for state, n in status.clips.items()},
+            held=status.held,
+            bytes=status.bytes,
+            oldest_s=None if age_s is None else max(0.0, age_s),
+            batches=status.journaled_up_to,
+            aside=len(status.set_aside),
+        )
+
+    def _do(self, request: Request) -> Outcome | Literal["deleted"]:
+        if isinstance(request, Delete):
+            self.spool.delete(request.id)
+            return "deleted"
+        return self._put(request)
+
+    def _put(self, label: Label) -> Outcome:
+        """Store a label as a whole clip; one that is there is known before it is looked at.
+
+        So a label by reference may be sent again when its picture is no longer kept.
+        """
+        said = digest(label)
+        known = self.spool.recognise(label.id, said, replace=label.replace)
+        if known is not None:
+            return known
+        self._check_class(label)
+        if isinstance(label, PutClip):
+            read_clip(label, self.rules.window_s)
+            clip = label
+        else:
+            self._check_instance(label.instance)
+            clip = resolve(label, self.ring.find(label.stream, label.epoch, label.pts_ns))
+        return self.spool.append(label.id, pack_stored(clip), digest=said, replace=label.replace)
+
+    def _check_class(self, label: Label) -> None:
+        known = self.rules.categories
+        if self.rules.closed and label.category is not None and label.category not in known:
+            raise LabelError(
+                "unknown_class",
+                f"the class is {label.category!r}; the network knows "
+                f"{', '.join(known) or 'none'}, and intake.classes is closed",
+            )
+
+    def _check_instance(self, instance: str) -> None:
+        if instance not in {"", self.rules.instance}:
+            raise LabelError(
+                "expired",
+                f"the picture was shown by run {instance!r} of the daemon; this is "
+                f"{self.rules.instance!r}, which does not keep it: put the whole clip",
+            )
+
+    def _refuse(self, number: int | None, code: str, detail: str) -> Refused:
+        self.refused[code] += 1
+        return Refused(request=number, code=code, detail=detail[:_DETAIL_CHARACTERS])
