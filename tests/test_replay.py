@@ -156,11 +156,8 @@ class StopError(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5, 7, 9])
-@pytest.mark.parametrize("method", ["atlas", "ewc", "lwf", "panda+ewc"])
-def test_a_run_that_is_cut_short_anywhere_ends_as_one_that_is_not(
-    method, stop, data, cache, tmp_path
-):
+def replay_in_two(told, folder, whole, stop, cache):
+    """A run is stopped at a call of its progress and goes on; it ends as the whole one did."""
     calls = 0
 
     def interrupt(_what, _share):
@@ -169,16 +166,23 @@ def test_a_run_that_is_cut_short_anywhere_ends_as_one_that_is_not(
         if calls == stop:
             raise StopError
 
+    with pytest.raises(StopError):
+        replay(told, folder, cache=cache, progress=interrupt)
+    resumed = replay(told, folder, cache=cache)
+    assert (folder / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+    return resumed
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 7, 9])
+@pytest.mark.parametrize("method", ["atlas", "ewc", "lwf", "panda+ewc"])
+def test_a_run_that_is_cut_short_anywhere_ends_as_one_that_is_not(
+    method, stop, data, cache, tmp_path
+):
     told = spec(data, method=method, epochs=2, split="4-4")
     expected = tmp_path.parent / f"{method}-expected"
     if not (expected / "metrics.json").exists():
         replay(told, expected, cache=cache)
-    with pytest.raises(StopError):
-        replay(told, tmp_path / "run", cache=cache, progress=interrupt)
-    replay(told, tmp_path / "run", cache=cache)
-    assert (tmp_path / "run" / "metrics.json").read_bytes() == (
-        expected / "metrics.json"
-    ).read_bytes()
+    replay_in_two(told, tmp_path / "run", expected, stop, cache)
 
 
 # -- decoder: lora_after_first ---------------------------------------------------------------------
@@ -240,24 +244,11 @@ def test_an_adapted_run_that_is_cut_short_ends_as_one_that_is_not(
     method, stop, data, cache, tmp_path
 ):
     """In the second task's first epoch and its second, at its boundary, in the third's second."""
-    calls = 0
-
-    def interrupt(_what, _share):
-        nonlocal calls
-        calls += 1
-        if calls == stop:
-            raise StopError
-
     told = spec(data, method=method, epochs=2, split="4-2", decoder="lora_after_first")
     expected = tmp_path.parent / f"{method}-adapted"
     if not (expected / "metrics.json").exists():
         replay(told, expected, cache=cache)
-    with pytest.raises(StopError):
-        replay(told, tmp_path / "run", cache=cache, progress=interrupt)
-    replay(told, tmp_path / "run", cache=cache)
-    assert (tmp_path / "run" / "metrics.json").read_bytes() == (
-        expected / "metrics.json"
-    ).read_bytes()
+    replay_in_two(told, tmp_path / "run", expected, stop, cache)
     for one, two in zip(boundary(tmp_path / "run"), boundary(expected), strict=True):
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)
@@ -289,20 +280,7 @@ def test_a_stream_without_boundaries_resumes_with_its_optimizer(method, data, ca
         batch=2,
     )
     whole = replay(told, tmp_path / "whole", cache=cache)
-    calls = 0
-
-    def interrupt(_what, _share):
-        nonlocal calls
-        calls += 1
-        if calls == 17:
-            raise StopError
-
-    with pytest.raises(StopError):
-        replay(told, tmp_path / "broken", cache=cache, progress=interrupt)
-    resumed = replay(told, tmp_path / "broken", cache=cache)
-    assert (tmp_path / "broken" / "metrics.json").read_bytes() == (
-        tmp_path / "whole" / "metrics.json"
-    ).read_bytes()
+    resumed = replay_in_two(told, tmp_path / "broken", tmp_path / "whole", 17, cache)
     assert resumed["prequential"] == whole["prequential"]
     assert whole["prequential"]["frames"] == 6 * 5, "each frame of the stream, once"
     assert "groups" in whole
