@@ -34,12 +34,10 @@ from .messages import (
     Preview,
     Status,
     TopicKind,
-    VersionError,
-    WireError,
-    clock_name,
     topic,
     unpack,
 )
+from .wire import VersionError, WireError, clock_name
 
 Mode = Literal["latest", "all"]
 WhenStale = Literal["flag", "drop", "raise"]

@@ -18,9 +18,9 @@ from typing import Final, Self
 import zmq
 
 from . import endpoints
+from .infos import IntakeInfo
 from .labeldesk import LabelDesk
 from .labels import MAX_REQUEST_BYTES, pack_answer
-from .messages import IntakeInfo
 from .outlet import end_context
 
 CUT_OFF_BYTES: Final = 2 * MAX_REQUEST_BYTES

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from .infos import IntakeInfo
 from .labelclips import read_clip, resolve
 from .labels import (
     Answer,
@@ -23,7 +24,6 @@ from .labels import (
     pack_stored,
     unpack_request,
 )
-from .messages import IntakeInfo
 from .replayring import ReplayRing
 from .spool import Spool
 from .spooled import Outcome

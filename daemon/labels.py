@@ -16,7 +16,9 @@ import msgpack
 
 from . import masks
 from .fields import FieldError, Many, Octets, Text, Whole, from_map, to_map
-from .messages import (
+from .spool import MAX_ID_CHARACTERS
+from .spooled import Outcome
+from .wire import (
     VERSION,
     Checked,
     Count,
@@ -32,8 +34,6 @@ from .messages import (
     check_version,
     read_map,
 )
-from .spool import MAX_ID_CHARACTERS
-from .spooled import Outcome
 
 MAX_REQUEST_BYTES: Final = 1 << 25
 """Longest request."""

@@ -23,21 +23,11 @@ from typing import Final, Literal, Self
 import zmq
 
 from . import endpoints
-from .messages import (
-    Event,
-    Hello,
-    IntakeInfo,
-    Mask,
-    Message,
-    Preview,
-    Status,
-    TopicKind,
-    clock_name,
-    pack,
-    topic,
-)
+from .infos import IntakeInfo
+from .messages import Event, Hello, Mask, Message, Preview, Status, TopicKind, pack, topic
 from .outlet import Outlet, Subscriptions
 from .records import StreamRecord
+from .wire import clock_name
 
 Policy = Literal["wait", "live"]
 

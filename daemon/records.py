@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .messages import Event, Hello, IntakeInfo, Mask, Message, Status, StreamState
+from .infos import IntakeInfo
+from .messages import Event, Hello, Mask, Message, Status, StreamState
 
 _NS_PER_S = 1_000_000_000
 

@@ -9,19 +9,9 @@ import pytest
 import zmq
 from atlasd.daemon.client import CUT_OFF_BYTES, SilenceError, StaleError, subscribe
 from atlasd.daemon.endpoints import EndpointError
-from atlasd.daemon.messages import (
-    MAX_MESSAGE_BYTES,
-    Event,
-    Hello,
-    Mask,
-    Status,
-    VersionError,
-    WireError,
-    clock_name,
-    pack,
-    topic,
-)
+from atlasd.daemon.messages import MAX_MESSAGE_BYTES, Event, Hello, Mask, Status, pack, topic
 from atlasd.daemon.publisher import Publisher
+from atlasd.daemon.wire import VersionError, WireError, clock_name
 from wire import (
     PATIENCE_S,
     Reader,

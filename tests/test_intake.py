@@ -27,9 +27,9 @@ from atlasd.daemon.labels import (
     pack_request,
     unpack_answer,
 )
-from atlasd.daemon.messages import WireError
 from atlasd.daemon.replayring import ReplayRing
 from atlasd.daemon.spool import Spool
+from atlasd.daemon.wire import WireError
 from labeled import PERIOD_NS, a_clip, a_mask, a_reference, a_sample, blob, pixels
 
 PATIENCE_S = 30.0

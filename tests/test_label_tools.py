@@ -13,11 +13,11 @@ from collections import Counter
 import numpy as np
 import pytest
 from atlasd.daemon.client import SilenceError
+from atlasd.daemon.infos import IntakeInfo
 from atlasd.daemon.intake import Intake
 from atlasd.daemon.labelclient import LabelRefusedError
 from atlasd.daemon.labelclips import load
 from atlasd.daemon.labeldesk import LabelDesk, LabelRules
-from atlasd.daemon.messages import IntakeInfo
 from atlasd.daemon.publisher import Publisher
 from atlasd.daemon.replayring import ReplayRing
 from atlasd.daemon.spool import Spool

@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 from atlasd.daemon import labels, masks
+from atlasd.daemon.infos import IntakeInfo
 from atlasd.daemon.labelclips import LOUDEST, load, read_clip, resolve, write_clip
 from atlasd.daemon.labels import (
     Delete,
@@ -28,7 +29,8 @@ from atlasd.daemon.labels import (
     unpack_answer,
     unpack_request,
 )
-from atlasd.daemon.messages import IntakeInfo, Status, VersionError, WireError, pack, unpack
+from atlasd.daemon.messages import Status, pack, unpack
+from atlasd.daemon.wire import VersionError, WireError
 from atlasd.streams.clips import AudioWindow, Clip, LabeledClip, Sample, VideoFrame
 from labeled import (
     RATE_HZ,

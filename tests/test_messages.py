@@ -10,19 +10,16 @@ import pytest
 from atlasd.daemon import masks
 from atlasd.daemon.client import CUT_OFF_BYTES, RECEIVE_HIGH_WATER_MARK
 from atlasd.daemon.messages import (
-    MAX_CONTAINERS,
     MAX_MESSAGE_BYTES,
-    VERSION,
     Event,
     FrameInfo,
     MaskData,
-    VersionError,
-    WireError,
     pack,
     topic,
     unpack,
 )
 from atlasd.daemon.outlet import SEND_HIGH_WATER_MARK
+from atlasd.daemon.wire import MAX_CONTAINERS, VERSION, VersionError, WireError
 from hypothesis import given
 from hypothesis import strategies as st
 from wire import a_mask, full_messages, picture

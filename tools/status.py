@@ -12,7 +12,8 @@ from rich.table import Table
 
 from ..daemon.client import subscribe
 from ..daemon.fields import to_map
-from ..daemon.messages import Hello, IntakeInfo, Status
+from ..daemon.infos import IntakeInfo
+from ..daemon.messages import Hello, Status
 
 _LATENCIES = ("total_p50", "total_p95", "total_p99", "infer_p50")
 
