@@ -132,6 +132,55 @@ class IntakeConfig(_Section):
     """Most megabytes of such frames with their sound."""
 
 
+class LearnerConfig(_Section):
+    """What becomes of labeled clips: a process of its own learns them, and masks get better."""
+
+    enabled: bool = False
+    """Learn what the intake takes; needs `intake.enabled`."""
+    method: str = Field(default="atlas", pattern=r"^[a-z][a-z0-9_+-]*$")
+    """Continual-learning method, one that needs no boundaries: `atlas`, `finetune`, `si`, `mas`."""
+    options: dict[str, bool | int | float | str] = {}
+    """The method's options, over those that suit a stream (of `atlas` growth: mean, anchors: 3)."""
+    parts: Literal["adapters", "all"] = "adapters"
+    """`adapters`: LoRA, conditioning, fusion, head over a frozen base; `all`: the decoder too."""
+    lr: float = Field(default=1e-3, gt=0, le=1)
+    """AdamW's learning rate."""
+    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    """AdamW's weight decay."""
+    clip_norm: float = Field(default=1.0, ge=0, le=1e6)
+    """Largest norm of a step's gradient; 0: any."""
+    frames: int = Field(default=8, ge=1, le=256)
+    """Most frames of an optimizer step."""
+    passes: int = Field(default=2, ge=1, le=100)
+    """Passes over the frames of a batch of clips."""
+    consolidate: Literal["plateau", "every"] = "plateau"
+    """When the method keeps what was learned: on plateaus of the loss, or every 100 steps."""
+    seed: int = Field(default=0, ge=0, le=2**31)
+    """Of everything random in learning."""
+    clips: int = Field(default=8, ge=1, le=1024)
+    """Clips that are learned together."""
+    wait_s: float = Field(default=10.0, ge=0, le=86_400)
+    """How long a clip waits for so many."""
+    canary_drop: float = Field(default=0.1, ge=0, le=1)
+    """New weights are refused whose J on the next clips is by so much below the old ones'."""
+    canary_wait_s: float = Field(default=10.0, ge=0, le=86_400)
+    """How long new weights wait for next clips before they are served unjudged."""
+    checkpoint_s: float = Field(default=30.0, ge=0, le=86_400)
+    """Least seconds between two checkpoints; what lies between is learned again after a crash."""
+    keep: int = Field(default=3, ge=1, le=64)
+    """Checkpoints that are kept, to go back to."""
+    state: Path | None = None
+    """Folder of the checkpoints; none: `learned` beside the spool's clips."""
+    device: str = Field(default="cpu", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """Where to learn; it may be another GPU than the masks'."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads; 0: all cores, of which it takes only what masks leave (Linux)."""
+    hang_s: float = Field(default=120.0, gt=0, le=86_400)
+    """Seconds of computing without progress after which the learner is taken for hung."""
+    max_restarts: int = Field(default=5, ge=0, le=1000)
+    """How often the learner is started again within ten minutes before it is given up."""
+
+
 class RunConfig(_Section):
     """The run itself."""
 
@@ -148,6 +197,7 @@ class Config(_Section):
     queue: QueueConfig = QueueConfig()
     publish: PublishConfig = PublishConfig()
     intake: IntakeConfig = IntakeConfig()
+    learner: LearnerConfig = LearnerConfig()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
@@ -161,6 +211,11 @@ class Config(_Section):
             raise ValueError(
                 f"model.batch is {self.model.batch} but queue.capacity only {self.queue.capacity};"
                 " a batch must fit into the queue"
+            )
+        if self.learner.enabled and not self.intake.enabled:
+            raise ValueError(
+                "learner.enabled is true and intake.enabled is not: there is nothing to learn from;"
+                " set intake.enabled"
             )
         if self.intake.enabled and self.intake.endpoint == self.publish.endpoint:
             raise ValueError(
@@ -216,7 +271,11 @@ def dump_config(config: Config) -> str:
         section: _Section = getattr(config, name)
         lines += ["", f"# {section.__doc__}", f"{name}:"]
         for key, field in type(section).model_fields.items():
-            line = yaml.safe_dump({key: values[name][key]}, width=math.inf).rstrip("\n")
+            value = values[name][key]
+            flow = None if isinstance(value, dict) else False
+            line = yaml.safe_dump({key: value}, width=math.inf, default_flow_style=flow).rstrip(
+                "\n"
+            )
             lines += [f"  # {field.description}", f"  {line}"]
     return "\n".join(lines) + "\n"
 

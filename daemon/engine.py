@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -29,6 +29,21 @@ _WARM_PASSES = 3
 
 class EngineError(Exception):
     """A network, a device or a sample that an engine cannot work with."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """Weights to be served instead of those that are.
+
+    Attributes:
+        version: their name.
+        categories: names of the classes that they score.
+        tensors: float32 by name, of the serving form; those that are not named stay.
+    """
+
+    version: str
+    categories: tuple[str, ...]
+    tensors: Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,12 +93,21 @@ class Engine(Protocol):
     version: str
     batch: int
 
+    @property
+    def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of each tensor that `swap` may replace, by name."""
+        ...
+
     def warm(self) -> None:
         """Make the first `infer` as fast as the later ones."""
         ...
 
     def infer(self, samples: Sequence[Sample]) -> list[Prediction]:
         """One prediction for each of 1 to ``batch`` samples, in order."""
+        ...
+
+    def swap(self, weights: Weights) -> float:
+        """Serve other weights from the next `infer` on; milliseconds that it took."""
         ...
 
     def close(self) -> None:
@@ -174,6 +198,47 @@ class TorchEngine:
         for place, sample in enumerate(samples):
             self._host.put(place, sample)
         return self._run(len(samples), begin)
+
+    @property
+    def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of each tensor of the serving form, by name."""
+        state = self.network.state_dict()
+        return {n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in state.items()}
+
+    @torch.no_grad()
+    def swap(self, weights: Weights) -> float:
+        """Copy other weights into place, between two calls of `infer`; nothing is allocated.
+
+        Only a class head that grew is made anew.
+
+        Args:
+            weights: of this network's serving form, as `layout` tells.
+
+        Returns:
+            Milliseconds in which no frame could be predicted.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        begin = time.perf_counter()
+        network = self.network
+        if weights.categories != self.categories:
+            self._reshape_head(weights.categories)
+        state = network.state_dict()
+        for name, array in weights.tensors.items():
+            state[name].copy_(torch.from_numpy(array))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.version, self.categories = weights.version, weights.categories
+        return 1e3 * (time.perf_counter() - begin)
+
+    def _reshape_head(self, categories: tuple[str, ...]) -> None:
+        """A head with so many rows; what they are comes with the weights."""
+        network = self.network
+        network.head = None
+        network.preset = network.preset.classify(())
+        network.grow(categories)
+        network.requires_grad_(requires_grad=False).to(self.device)
 
     def close(self) -> None:
         """Free the network and, on CUDA, its cached memory."""

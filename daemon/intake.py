@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
@@ -20,7 +21,7 @@ import zmq
 from . import endpoints
 from .infos import IntakeInfo
 from .labeldesk import LabelDesk
-from .labels import MAX_REQUEST_BYTES, pack_answer
+from .labels import MAX_REQUEST_BYTES, Answer, pack_answer
 from .outlet import end_context
 
 CUT_OFF_BYTES: Final = 2 * MAX_REQUEST_BYTES
@@ -78,6 +79,7 @@ class Intake:
             self._free(linger_ms=0)
             raise
         self._closing = threading.Event()
+        self._later: list[tuple[list[bytes], Future[Answer]]] = []
         self._info = desk.info(self.endpoint)
         self._info_due_ns = 0
         self._thread = threading.Thread(target=self._run, name="atlasd-intake", daemon=True)
@@ -110,6 +112,7 @@ class Intake:
             while not self._closing.is_set():
                 if self._socket.poll(_IDLE_MS):
                     self._serve()
+                self._send_later_ones()
                 if self._clock() >= self._info_due_ns:
                     self._info = self._desk.info(self.endpoint)
                     self._info_due_ns = self._clock() + _INFO_NS
@@ -118,13 +121,28 @@ class Intake:
             detail = f"{type(error).__name__}: {error}"[:_DETAIL_CHARACTERS]
             self._info = replace(self._info, state="failed", detail=detail)
         finally:
+            self._send_later_ones()
             self._free(_LINGER_MS)
             self._desk.spool.close()
 
     def _serve(self) -> None:
         """Answer one message; a plain REQ socket's empty frame goes back as it came."""
         *route, data = self._socket.recv_multipart()
-        answer = pack_answer(self._desk.answer(data))
+        answer = self._desk.answer(data)
+        if isinstance(answer, Future):
+            self._later.append((route, answer))
+        else:
+            self._send(route, answer)
+
+    def _send_later_ones(self) -> None:
+        """Send the answers of the learner that have come."""
+        come = [each for each in self._later if each[1].done()]
+        self._later = [each for each in self._later if each not in come]
+        for route, answer in come:
+            self._send(route, answer.result())
+
+    def _send(self, route: list[bytes], said: Answer) -> None:
+        answer = pack_answer(said)
         try:
             self._socket.send_multipart([*route, answer], zmq.DONTWAIT)
         except zmq.ZMQError as error:

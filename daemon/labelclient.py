@@ -20,12 +20,14 @@ from .labels import (
     MAX_REQUEST_BYTES,
     Answer,
     Delete,
+    Granted,
     Label,
     Refused,
     Request,
     pack_request,
     unpack_answer,
 )
+from .orders import Carried, Order
 from .spooled import Outcome
 
 _SEND_HIGH_WATER_MARK = 4
@@ -88,7 +90,7 @@ class LabelClient:
             NoAnswerError: no answer came.
             WireError: the answer was none, or of another major version.
         """
-        return cast("Outcome", self._ask(label))
+        return cast("Outcome", cast("Granted", self._ask(label)).state)
 
     def delete(self, clip_id: str) -> None:
         """Take back a clip that is not yet learned.
@@ -99,6 +101,16 @@ class LabelClient:
             WireError: the answer was none, or of another major version.
         """
         self._ask(Delete(id=clip_id))
+
+    def order(self, order: Order) -> Carried:
+        """Order the learner to do something, and wait until it is done.
+
+        Raises:
+            LabelRefusedError: it cannot be done, or nothing learns.
+            NoAnswerError: no answer came.
+            WireError: the answer was none, or of another major version.
+        """
+        return cast("Carried", self._ask(order))
 
     def close(self) -> None:
         """Leave; closing twice is harmless."""
@@ -117,7 +129,7 @@ class LabelClient:
     ) -> None:
         self.close()
 
-    def _ask(self, request: Request) -> str:
+    def _ask(self, request: Request) -> Granted | Carried:
         self._number += 1
         data = pack_request(replace(request, request=self._number))
         if len(data) > MAX_REQUEST_BYTES:
@@ -131,7 +143,7 @@ class LabelClient:
             if isinstance(answer, Refused):
                 raise LabelRefusedError(answer.code, answer.detail)
             if answer is not None:
-                return answer.state
+                return answer
             self._socket.close(linger=0)  # what is on its way there is given up with it
             self._socket = self._opened()
         raise NoAnswerError(

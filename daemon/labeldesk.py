@@ -6,10 +6,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from .infos import IntakeInfo
+from .infos import MAX_REASONS, IntakeInfo
 from .labelclips import read_clip, resolve
 from .labels import (
     Answer,
@@ -19,17 +20,18 @@ from .labels import (
     LabelError,
     PutClip,
     Refused,
-    Request,
     digest,
     pack_stored,
     unpack_request,
 )
+from .orders import Order
 from .replayring import ReplayRing
 from .spool import Spool
 from .spooled import Outcome
 from .spoolfile import SpoolError
 
 _DETAIL_CHARACTERS = 4000
+_REASON_CHARACTERS = 500
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +61,7 @@ class LabelDesk:
         ring: what labels by reference refer to.
         rules: what they must fit.
         clock: nanoseconds since 1970.
+        learner: takes orders; None: nothing is learned.
         granted: requests granted, by outcome.
         refused: requests refused, by code.
     """
@@ -67,15 +70,21 @@ class LabelDesk:
     ring: ReplayRing
     rules: LabelRules
     clock: Callable[[], int] = time.time_ns
+    learner: Callable[[Order], Future[Answer]] | None = None
     granted: Counter[str] = field(default_factory=Counter[str])
     refused: Counter[str] = field(default_factory=Counter[str])
 
-    def answer(self, data: bytes) -> Answer:
-        """Do what a request asks, or say why not; no request makes this raise."""
+    def answer(self, data: bytes) -> Answer | Future[Answer]:
+        """Do what a request asks, or say why not; no request makes this raise.
+
+        Orders to the learner are answered later, by the learner.
+        """
         number = None
         try:
             request = unpack_request(data)
             number = request.request
+            if isinstance(request, Order):
+                return self._pass_on(request)
             state = self._do(request)
         except LabelError as error:
             return self._refuse(error.request if number is None else number, error.code, str(error))
@@ -103,6 +112,8 @@ class LabelDesk:
             status = self.spool.status()
         except SpoolError as error:
             return replace(known, detail=str(error)[:_DETAIL_CHARACTERS])
+        latest = status.set_aside[-MAX_REASONS:]
+        reasons = {str(each.number): each.reason[:_REASON_CHARACTERS] for each in latest}
         age_s = None if status.oldest_ns is None else (self.clock() - status.oldest_ns) / 1e9
         return replace(
             known,
@@ -112,9 +123,19 @@ class LabelDesk:
             oldest_s=None if age_s is None else max(0.0, age_s),
             batches=status.journaled_up_to,
             aside=len(status.set_aside),
+            reasons=reasons or None,
         )
 
-    def _do(self, request: Request) -> Outcome | Literal["deleted"]:
+    def _pass_on(self, order: Order) -> Answer | Future[Answer]:
+        if self.learner is None:
+            return self._refuse(
+                order.request,
+                "no_learner",
+                "this daemon learns nothing: start it with learner.enabled (atlasd run --learn)",
+            )
+        return self.learner(order)
+
+    def _do(self, request: Label | Delete) -> Outcome | Literal["deleted"]:
         if isinstance(request, Delete):
             self.spool.delete(request.id)
             return "deleted"

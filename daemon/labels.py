@@ -16,6 +16,7 @@ import msgpack
 
 from . import masks
 from .fields import FieldError, Many, Octets, Text, Whole, from_map, to_map
+from .orders import Carried, Order
 from .spool import MAX_ID_CHARACTERS
 from .spooled import Outcome
 from .wire import (
@@ -183,10 +184,10 @@ class Delete(Checked):
 
 
 Label = PutClip | PutFrame
-Request = Label | Delete
+Request = Label | Delete | Order
 
 _REQUESTS: Final[Mapping[str, type[Request]]] = {
-    kind.op: kind for kind in (PutClip, PutFrame, Delete)
+    kind.op: kind for kind in (PutClip, PutFrame, Delete, Order)
 }
 
 
@@ -225,7 +226,7 @@ class Refused(Checked):
     detail: Prose
 
 
-Answer = Granted | Refused
+Answer = Granted | Carried | Refused
 
 
 def pack_request(request: Request) -> bytes:
@@ -268,7 +269,7 @@ def unpack_request(data: bytes) -> Request:
 
 def pack_answer(answer: Answer) -> bytes:
     """Write an answer as the one frame that travels."""
-    return cast("bytes", msgpack.packb({"ok": isinstance(answer, Granted), **to_map(answer)}))
+    return cast("bytes", msgpack.packb({"ok": not isinstance(answer, Refused), **to_map(answer)}))
 
 
 def unpack_answer(data: bytes) -> Answer:
@@ -281,7 +282,9 @@ def unpack_answer(data: bytes) -> Answer:
     entries = read_map(data)
     check_version(entries.get("v"))
     try:
-        return from_map(Granted if entries.get("ok") is True else Refused, entries)
+        if entries.get("ok") is not True:
+            return from_map(Refused, entries)
+        return from_map(Carried if "order" in entries else Granted, entries)
     except FieldError as error:
         raise WireError(f"the answer: {error}") from error
 

@@ -29,7 +29,7 @@ from .fields import (
     from_map,
     to_map,
 )
-from .infos import IntakeInfo
+from .infos import IntakeInfo, LearnerInfo
 from .wire import (
     MAX_ENTRIES,
     STREAM_PATTERN,
@@ -275,6 +275,7 @@ class Status(Checked):
         lat_ms: milliseconds by stage and percentile (``infer_p50``).
         mask: the latest mask, so that the last one of a stream reaches late and slow readers.
         intake: the intake of labels, None where it is off. Since 1.1.
+        learner: what becomes of them, None where they are not learned. Since 1.2.
     """
 
     topic_kind: ClassVar[TopicKind] = "s"
@@ -292,6 +293,7 @@ class Status(Checked):
     lat_ms: Stages = field(default_factory=dict[str, float])
     mask: Mask | None = None
     intake: IntakeInfo | None = field(default=None, metadata=ADDED)
+    learner: LearnerInfo | None = field(default=None, metadata=ADDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,7 +305,9 @@ class Event(Checked):
             discontinuity, ``eos`` the end of the stream, ``goodbye`` the daemon leaves,
             ``reconnect``, ``model_swap``, ``trouble`` damage in the medium,
             ``failed`` the stream ended by a failure, ``subscriber_stalled`` masks go
-            on without one that stopped reading.
+            on without one that stopped reading. Of the learner: ``batch_refused``, ``checkpoint``,
+            ``rollback``, ``learner_resumed``, ``learner_halted``, ``learner_died``,
+            ``weights_refused``.
         epoch: epoch of the stream at that moment.
         pts_ns: where on the stream's timeline, None where nowhere.
         detail: for people.

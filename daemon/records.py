@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .infos import IntakeInfo
+from .infos import IntakeInfo, LearnerInfo
 from .messages import Event, Hello, Mask, Message, Status, StreamState
 
 _NS_PER_S = 1_000_000_000
@@ -22,6 +22,7 @@ class StreamRecord:
         drops: pictures lost before the bus, by reason.
         lat_ms: milliseconds by stage and percentile.
         intake: how the intake of labels does, None where it is off.
+        learner: how the learner does, None where it is off.
         hello: the latest hello, None before the first.
         hello_due_ns: when it is to be repeated.
         status_due_ns: when the next status is to be sent.
@@ -33,6 +34,7 @@ class StreamRecord:
     drops: Mapping[str, int] = field(default_factory=dict[str, int])
     lat_ms: Mapping[str, float] = field(default_factory=dict[str, float])
     intake: IntakeInfo | None = None
+    learner: LearnerInfo | None = None
     hello: Hello | None = None
     hello_due_ns: int = 0
     status_due_ns: int = 0
@@ -75,6 +77,7 @@ class StreamRecord:
             lat_ms=self.lat_ms,
             mask=self._mask,
             intake=self.intake,
+            learner=self.learner,
         )
 
     def status_sent(self, now_ns: int, next_ns: int) -> None:

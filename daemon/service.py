@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..model.presets import WeightsError, build
-from ..streams.files import open_source
+from ..model.presets import WeightsError
 from ..streams.sources import Discontinuity, MediaError, Source, Trouble
 from .config import Config, dump_config
 from .endpoints import EndpointError
-from .engine import Engine, EngineError, TorchEngine
+from .engine import Engine, EngineError, Weights
 from .intake import Intake
-from .labeldesk import LabelDesk, LabelRules
 from .latency import Latencies
 from .memory import resident_mb
 from .messages import Event, Hello, Mask, ModelInfo
-from .pipeline import Ended, Item, Pipeline, PipelineOptions, Result
+from .parts import build_engine, open_intake, open_stream, pipeline_options
+from .pipeline import Ended, Item, Pipeline, Result
 from .publisher import Publisher, PublisherError
 from .replayring import ReplayRing
 from .results import mask_message
 from .signals import Signals
-from .spool import Spool
 from .spoolfile import SpoolError
+from .supervisor import Supervisor
 
 OK, FAILED, REFUSED = 0, 1, 2
 """Exit codes: ended or drained; failed while running; could not start."""
@@ -68,99 +67,6 @@ def run(config: Config, *, clock: Callable[[], int] = time.monotonic_ns) -> int:
         except (PublisherError, OSError) as error:
             _log.error("failed: %s", error)
             return FAILED
-
-
-def build_engine(config: Config) -> TorchEngine:
-    """The configured network on the configured device.
-
-    Raises:
-        WeightsError: weights that are missing, broken, of another preset or never trained.
-        EngineError: a device or a precision that is not here.
-    """
-    model = config.model
-    network = build(
-        model.preset,
-        weights=model.weights,
-        backbone_weights=model.backbone_weights,
-        audio_weights=model.audio_weights,
-    )
-    return TorchEngine(network, model.device, model.threads, model.precision, batch=model.batch)
-
-
-def open_stream(
-    config: Config,
-    engine: Engine,
-    *,
-    keep_full: bool = False,
-    clock: Callable[[], int] = time.monotonic_ns,
-) -> Source:
-    """The configured source, at the size and rate that the engine takes.
-
-    Raises:
-        MediaError: it cannot be opened.
-    """
-    return open_source(
-        config.source.uri,
-        stream=config.source.stream,
-        image_size_px=(engine.image_px, engine.image_px),
-        keep_full=keep_full,
-        sample_rate_hz=engine.sample_rate_hz,
-        fps=config.source.folder_fps,
-        clock=clock,
-    )
-
-
-def pipeline_options(config: Config) -> PipelineOptions:
-    """What the configuration says about the pipeline."""
-    return PipelineOptions(
-        policy=config.source.policy,
-        pace=config.source.pace,
-        capacity=config.queue.capacity,
-        max_age_ms=config.queue.max_age_ms,
-        anchor=config.sync.anchor,
-        lag_ms=config.sync.lag_ms,
-        audio_wait_ms=config.sync.audio_wait_ms,
-    )
-
-
-def spool_folder(config: Config, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the configured intake keeps its clips."""
-    if config.intake.spool is not None:
-        return config.intake.spool
-    state = environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "atlasd" / "spool" / config.source.stream
-
-
-def open_intake(config: Config, engine: Engine, ring: ReplayRing, instance: str) -> Intake:
-    """The configured intake of labels, at work.
-
-    Args:
-        config: all that the daemon is told.
-        engine: the network that labels are for.
-        ring: what it is shown, for labels by reference.
-        instance: names this run of the daemon.
-
-    Raises:
-        SpoolError: the spool cannot be opened.
-        EndpointError: the address is malformed, public, in use or not permitted.
-    """
-    intake = config.intake
-    folder = spool_folder(config)
-    spool = Spool(folder, max_clips=intake.max_clips, max_bytes=intake.max_mb * 1_000_000)
-    rules = LabelRules(
-        window_s=engine.window_s,
-        categories=engine.categories,
-        closed=intake.classes == "closed",
-        instance=instance,
-    )
-    try:
-        desk = LabelDesk(spool, ring, rules)
-        opened = Intake(intake.endpoint, desk, insecure=intake.insecure)
-    except BaseException:
-        spool.close()
-        raise
-    _log.info("labels at %s, kept in %s", opened.endpoint, folder)
-    return opened
 
 
 @dataclass(slots=True)
@@ -216,13 +122,24 @@ class Service:
         )
         self._ring: ReplayRing | None = None
         self._intake: Intake | None = None
-        if config.intake.enabled:
-            self._ring = ReplayRing(config.intake.replay_s, config.intake.replay_mb * 1_000_000)
-            try:
-                self._intake = open_intake(config, engine, self._ring, self._bus.instance)
-            except BaseException:
-                self._bus.close(drain=False)
-                raise
+        self._learner: Supervisor | None = None
+        try:
+            if config.intake.enabled:
+                self._open_intake()
+        except BaseException:
+            if self._learner is not None:
+                self._learner.close()
+            self._bus.close(drain=False)
+            raise
+
+    def _open_intake(self) -> None:
+        config, engine = self._config, self._engine
+        self._ring = ReplayRing(config.intake.replay_s, config.intake.replay_mb * 1_000_000)
+        orders = None
+        if config.learner.enabled:
+            self._learner = Supervisor(config, engine.layout, self._announce)
+            orders = self._learner.order
+        self._intake = open_intake(config, engine, self._ring, self._bus.instance, orders)
 
     @classmethod
     def start(cls, config: Config, signals: Signals, clock: Callable[[], int]) -> Service:
@@ -273,6 +190,8 @@ class Service:
     ) -> None:
         self._pipeline.close()
         self._engine.close()
+        if self._learner is not None:
+            self._learner.close()
         if self._intake is not None:
             self._intake.close()
         self._bus.close(drain=error is None)
@@ -284,9 +203,37 @@ class Service:
             item = self._pipeline.take(_TICK_S)
             if item is not None:
                 self._publish(item)
+            self._swap()
             ended = isinstance(item, Ended)
             if self._clock() >= self._report_due_ns or ended:
                 self._report()
+
+    def _swap(self) -> None:
+        """Between two frames, serve what the learner offered last."""
+        offered = self._learner.take() if self._learner is not None else None
+        if offered is None or offered.offer.version == self._engine.version:
+            return
+        offer, before = offered.offer, self._engine.version
+        stall_ms = self._engine.swap(Weights(offer.version, offer.categories, offered.tensors))
+        self._model = ModelInfo(preset=self._engine.preset, version=offer.version)
+        self._bus.publish(self._hello())
+        data = {
+            "from": before,
+            "to": offer.version,
+            "reason": offer.reason,
+            "batch": offer.batch,
+            "stall_ms": stall_ms,
+        }
+        detail = f"{offer.version} is served after {before}: {offer.reason}"
+        self._bus.publish(self._event("model_swap", detail=detail, data=data))
+        _log.info("%s, in %.2f ms", detail, stall_ms)
+
+    def _announce(
+        self, kind: str, detail: str, data: Mapping[str, bool | int | float | str]
+    ) -> None:
+        """Tell the bus what happened to the learner, from the learner's thread."""
+        with suppress(PublisherError):  # the bus is closed, or its failure is told elsewhere
+            self._bus.publish(self._event(kind, detail=detail, data=data))
 
     def _publish(self, item: Item) -> None:
         match item:
@@ -340,6 +287,7 @@ class Service:
             drops=self._pipeline.drops,
             lat_ms={f"{s}_{p}": ms for s, values in recent.items() for p, ms in values.items()},
             intake=None if self._intake is None else self._intake.info(),
+            learner=None if self._learner is None else self._learner.info(),
         )
 
     def _wait_for_subscriber(self) -> None:

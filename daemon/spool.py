@@ -32,7 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from .spooled import Batch, ClipState, Outcome, SetAside, SpoolStatus, StoredClip
+from .spooled import Batch, ClipState, Outcome, SetAside, SpoolStatus, StoredClip, Waiting
 from .spoolfile import (
     ConflictError,
     CorruptError,
@@ -222,6 +222,24 @@ class Spool:
 
     # The learner's side.
 
+    def waiting(self, after: int) -> Waiting:
+        """What `next_batch` could give, at little cost and without journaling anything.
+
+        Args:
+            after: the cursor: number of the last batch in the learner's weights.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        with self._file.told():
+            pending, oldest_ns = self._db.execute(
+                "SELECT count(*), min(stored_ns) FROM clips WHERE state = 'pending'"
+            ).fetchone()
+            journaled = self._db.execute(
+                "SELECT 1 FROM batches WHERE number > ? AND state = 'journaled' LIMIT 1", (after,)
+            ).fetchone()
+        return Waiting(pending, oldest_ns, journaled is not None)
+
     def next_batch(self, after: int, size: int, seed: int) -> Batch | None:
         """The batch that comes after a cursor, journaled before this returns.
 
@@ -314,6 +332,34 @@ class Spool:
                 )
             self._move(number, ("journaled", "quarantined"), "quarantined")
             self._db.execute("UPDATE batches SET reason = ? WHERE number = ?", (reason, number))
+
+    def rewind(self, to: int, reason: str) -> None:
+        """Go back to an earlier checkpoint: what was learned after it is set aside.
+
+        To be called after the later checkpoints were deleted.
+
+        Args:
+            to: cursor of the checkpoint, one that is still kept.
+            reason: why, for people.
+
+        Raises:
+            JournalError: no checkpoint with this cursor is kept.
+            StorageError, CorruptError: the file.
+        """
+        with self._file.transaction():
+            finished, retired = self._cursors()
+            if not retired <= to <= finished:
+                raise JournalError(
+                    f"cannot go back to batch {to}: checkpoints of {retired} to {finished} are kept"
+                )
+            last = self._last_batch()
+            self._set_states("quarantined", "journaled", to + 1, last)
+            self._db.execute(
+                "UPDATE batches SET state = 'quarantined', reason = ?"
+                " WHERE state = 'journaled' AND number > ?",
+                (reason, to),
+            )
+            self._db.execute("UPDATE cursor SET finished = ?", (to,))
 
     def release(self, number: int) -> None:
         """Let the clips of a batch in quarantine wait again, at their old places.
@@ -428,7 +474,8 @@ class Spool:
             if payload is None or zlib.crc32(payload) != crc32:
                 raise CorruptError(
                     f"{self.path}: the payload of clip {clip_id!r} in batch {number} is damaged; "
-                    "set the batch aside, or restore the file"
+                    "set the batch aside, or restore the file",
+                    batch=number,
                 )
             clips.append(StoredClip(clip_id, payload))
         return tuple(clips)

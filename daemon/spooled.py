@@ -66,3 +66,18 @@ class SpoolStatus:
     finished_up_to: int
     retired_up_to: int
     set_aside: tuple[SetAside, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a learner could go on with.
+
+    Attributes:
+        pending: clips that are in no batch yet.
+        oldest_ns: when the oldest of them was stored, nanoseconds since 1970; None: there is none.
+        journaled: whether a batch that was journaled before comes next.
+    """
+
+    pending: int
+    oldest_ns: int | None
+    journaled: bool

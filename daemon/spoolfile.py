@@ -68,9 +68,17 @@ class DiskFullError(StorageError):
 
 
 class CorruptError(SpoolError):
-    """The file is damaged or no spool."""
+    """The file is damaged or no spool.
+
+    Attributes:
+        batch: number of the batch whose payloads are damaged while the rest is sound; None: more.
+    """
 
     code = "corrupt"
+
+    def __init__(self, detail: str, *, batch: int | None = None) -> None:
+        super().__init__(detail)
+        self.batch: Final = batch
 
 
 class ConflictError(SpoolError):

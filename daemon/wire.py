@@ -14,7 +14,7 @@ import msgpack
 from . import masks
 from .fields import Many, Real, Text, Whole, settle
 
-VERSION: Final = "1.1"
+VERSION: Final = "1.2"
 """major.minor of the wire. Minors add keys; a major may change anything."""
 
 MAX_CONTAINERS: Final = 512

@@ -264,6 +264,19 @@ def read_tensors(path: Path) -> tuple[TensorDict, dict[str, str]]:
         ) from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Reads what a safetensors file says of itself, without its tensors.
+
+    Raises:
+        WeightsError: it is missing, truncated or something else.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+
+
 def _parse(text: str, path: Path) -> Manifest:
     try:
         content: object = json.loads(text)

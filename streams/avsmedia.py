@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .avslayout import DatasetError
+from .fitting import fit_mask, fit_picture
 
 
 def read_picture(path: Path, size_px: int | None = None) -> NDArray[np.uint8]:
@@ -21,9 +22,7 @@ def read_picture(path: Path, size_px: int | None = None) -> NDArray[np.uint8]:
         DatasetError: the file is missing or not a picture.
     """
     rgb = opened_picture(path, "a picture").convert("RGB")
-    if size_px is not None and rgb.size != (size_px, size_px):
-        rgb = rgb.resize((size_px, size_px), Image.Resampling.BILINEAR)
-    return np.asarray(rgb, dtype=np.uint8)
+    return np.asarray(rgb, dtype=np.uint8) if size_px is None else fit_picture(rgb, size_px)
 
 
 def read_mask(path: Path, size_px: int | None = None) -> NDArray[np.uint8]:
@@ -35,9 +34,8 @@ def read_mask(path: Path, size_px: int | None = None) -> NDArray[np.uint8]:
         DatasetError: the file is missing or not a picture.
     """
     grey = opened_picture(path, "a mask").convert("L")
-    if size_px is not None and grey.size != (size_px, size_px):
-        grey = grey.resize((size_px, size_px), Image.Resampling.NEAREST)
-    return (np.asarray(grey) > 127).astype(np.uint8)
+    pixels = np.asarray(grey) if size_px is None else fit_mask(grey, size_px)
+    return (pixels > 127).astype(np.uint8)
 
 
 def opened_picture(path: Path, what: str) -> Image.Image:

@@ -8,8 +8,8 @@ import torch
 from atlasd.model.composition import Composed
 from atlasd.model.method import MethodError
 from atlasd.model.methods import load
+from atlasd.model.taskloss import task_loss
 from atlasd.tools.runspec import RunSpec, grid_of
-from atlasd.tools.taskloop import protocol_loss
 from test_methods import OWN_SOURCE, PARTS, Run, batches, same, two_segments
 
 
@@ -47,7 +47,7 @@ def test_gradients_add_up_and_paths_are_of_the_tasks_alone(name):
     parts = run.method.parts
     before = {n: p.detach().clone() for n, p in run.network.named_parameters()}
     paths = {k: v.clone() for k, v in run.method.state_dict().items() if ".path." in k}
-    outcome = protocol_loss(run.network, 0.5)(batch)
+    outcome = task_loss(run.network, 0.5)(batch)
     task = named_grads(run.network, outcome.terms["loss"])
     whole = {n: grad.double() for n, grad in task.items()}
     for part in parts.values():
@@ -77,7 +77,7 @@ def test_dgr_reweights_what_no_penalty_has_touched(name):
     anchored = next(part for key, part in run.method.parts.items() if key != "dgr")
     pulls = dict(zip(anchored.named, anchored.pull(anchored.named), strict=True))
     alone = copy.deepcopy(run.method.parts["dgr"])
-    outcome = protocol_loss(alone.network, 0.5)(dict(batch))
+    outcome = task_loss(alone.network, 0.5)(dict(batch))
     extra = alone.extra_loss(batch, outcome.out)
     alone.network.zero_grad()
     sum(extra.values(), outcome.terms["loss"]).backward()

@@ -11,8 +11,8 @@ from atlasd.model.consolidator import Consolidator
 from atlasd.model.method import Method, MethodError, PastDataError, SegmentData
 from atlasd.model.methods import load, names
 from atlasd.model.presets import build
+from atlasd.model.taskloss import task_loss
 from atlasd.model.training import Settings, Trainer
-from atlasd.tools.taskloop import protocol_loss
 
 FIRST, ALL = ("dog", "cow"), ("dog", "cow", "car", "violin")
 STEPS = 4
@@ -134,7 +134,7 @@ class Run:
         if any(p.requires_grad for p in self.network.parameters()):
             self.trainer = Trainer(
                 self.network,
-                protocol_loss(self.network, 0.5),
+                task_loss(self.network, 0.5),
                 Settings(epochs=1, lr=1e-2),
                 STEPS,
                 method=self.method,
@@ -171,7 +171,7 @@ class Run:
         part = PARTS[len(self.network.preset.categories) > 2]
         batch = batches(self.method, self.network, part, 1)[0]
         with torch.no_grad():
-            out = protocol_loss(self.network, 0.5)(batch).out
+            out = task_loss(self.network, 0.5)(batch).out
             return self.method.predict(batch, out, None)
 
 
@@ -419,7 +419,7 @@ def test_told_the_segment_it_means_its_classes_alone(name, make):
     run = two_segments(Run(make(name)))
     batch = batches(run.method, run.network, PARTS[1], 1)[0]
     with torch.no_grad():
-        out = protocol_loss(run.network, 0.5)(batch).out
+        out = task_loss(run.network, 0.5)(batch).out
         told = run.method.predict(batch, out, PARTS[1])
         free = run.method.predict(batch, out, None)
     assert (told.class_logits[:, :2] == -torch.inf).all()

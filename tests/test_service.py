@@ -20,8 +20,9 @@ from atlasd.daemon.labelclips import label_mask, load
 from atlasd.daemon.labeldesk import LabelDesk
 from atlasd.daemon.labels import PutFrame
 from atlasd.daemon.messages import Event, Hello, Mask, Status
+from atlasd.daemon.places import spool_folder
 from atlasd.daemon.publisher import Publisher
-from atlasd.daemon.service import FAILED, OK, REFUSED, run, spool_folder
+from atlasd.daemon.service import FAILED, OK, REFUSED, run
 from atlasd.daemon.spool import Spool
 from atlasd.model import checkpoints
 from atlasd.model.presets import build

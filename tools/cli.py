@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from . import clilabels, clilearner
+from .climeasure import bench_app, score_app
+
 if TYPE_CHECKING:
     from ..daemon.config import Config
 
@@ -28,13 +31,13 @@ app = typer.Typer(
     "`atlasd subscribe` for a stream.",
 )
 dataset_app = typer.Typer(no_args_is_help=True, help="Build and check data sets.")
-score_app = typer.Typer(no_args_is_help=True, help="Measure how good weights are.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure speed as ratios in one run.")
 config_app = typer.Typer(no_args_is_help=True, help="Show and check configurations.")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(score_app, name="score")
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
+clilabels.add_to(app)
+clilearner.add_to(app)
 
 ConfigOption = Annotated[
     Path | None,
@@ -117,6 +120,9 @@ def run(
         bool | None,
         typer.Option(help="Take labeled clips, and keep them until they are learned."),
     ] = None,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="Take labeled clips, and learn them beside the masks.")
+    ] = False,
 ) -> None:
     """Watch and listen, and publish masks over ZeroMQ until the stream ends or SIGTERM comes."""
     from ..daemon.config import SAMPLE_URI
@@ -127,7 +133,8 @@ def run(
         *_set("publish.endpoint", endpoint),
         *_set("source.pace", pace),
         *_set("run.out", out),
-        *_set("intake.enabled", intake),
+        *_set("intake.enabled", learn or intake),
+        *_set("learner.enabled", learn or None),
     ]
     resolved = _load(config, [*(overrides or ()), *options])
     if resolved.source.uri == SAMPLE_URI:
@@ -181,146 +188,7 @@ def subscribe(
     )
 
 
-IntakeEndpoint = Annotated[
-    str, typer.Option(help="The daemon's intake, as `intake.endpoint` says.")
-]
-AnswerTimeout = Annotated[
-    float, typer.Option("--timeout", min=0.01, help="Seconds to wait for an answer, each time.")
-]
-
-
-@app.command()
-def label(
-    picture: Annotated[
-        list[Path] | None,
-        typer.Option(help="A picture, or a folder of them; repeated: in the order of time."),
-    ] = None,
-    mask: Annotated[
-        list[Path] | None,
-        typer.Option(help="Its mask, white where it sounds; black all over: nothing does."),
-    ] = None,
-    sound: Annotated[
-        Path | None, typer.Option(help="The sound; the last picture lies at its end.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Instead: a data set in AVSBench's layout, with --clip.")
-    ] = None,
-    clip: Annotated[
-        str | None, typer.Option(help="A clip of it: its name, or SUBSET/SPLIT/NAME.")
-    ] = None,
-    pts_ns: Annotated[
-        int | None,
-        typer.Option(
-            help="Instead: a frame that the daemon has just shown a mask of, by its time."
-        ),
-    ] = None,
-    stream: Annotated[str, typer.Option(help="Of that frame.")] = "main",
-    epoch: Annotated[int, typer.Option(min=0, help="Of that frame.")] = 0,
-    delete: Annotated[
-        str | None, typer.Option(metavar="ID", help="Instead: take back a clip not yet learned.")
-    ] = None,
-    clip_id: Annotated[
-        str | None,
-        typer.Option("--id", help="Names the clip for ever; default: made of its content."),
-    ] = None,
-    category: Annotated[str | None, typer.Option("--class", help="What sounds.")] = None,
-    provenance: Annotated[str, typer.Option(help="Where the mask comes from.")] = "atlasd label",
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Take the place of a clip not yet learned.")
-    ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="A mask that covers all of its picture is meant.")
-    ] = False,
-    endpoint: IntakeEndpoint = "tcp://127.0.0.1:5558",
-    timeout_s: AnswerTimeout = 10.0,
-) -> None:
-    """Give a running daemon a labeled clip to learn; it is on disk when this says so.
-
-    From files: `atlasd label --picture dog.png --mask dog-mask.png --sound dog.wav --class dog`.
-
-    Of a data set: `atlasd label --data data/open-avs --clip s4/train/NAME`.
-
-    Of what the daemon sees: `atlasd label --pts-ns 2960000000 --mask mine.png`, with the time that
-    `atlasd subscribe --json` shows, while the frame is kept (`intake.replay_s`).
-
-    The same label twice is one clip. The daemon must run with `intake.enabled`.
-    """
-    from . import label as tool
-
-    facts = tool.LabelFacts(
-        clip_id=clip_id or "",
-        category=category,
-        provenance=provenance,
-        replace=replace,
-        allow_full=full,
-    )
-    ways = {"--delete": delete, "--data": data, "--pts-ns": pts_ns, "--picture": picture}
-    given = [name for name, value in ways.items() if value is not None]
-    if len(given) != 1 or (data is None) != (clip is None):
-        raise typer.BadParameter(
-            f"{' and '.join(given) or 'nothing'} was given; give --picture with --mask, or --data "
-            "with --clip, or --pts-ns with --mask, or --delete"
-        )
-    if delete is not None:
-        typer.echo(tool.delete(delete, endpoint, timeout_s=timeout_s))
-        return
-    if data is not None:
-        put = tool.label_of_entry(tool.find_entry(data, clip or ""), facts)
-    elif pts_ns is not None:
-        if mask is None or len(mask) != 1:
-            raise typer.BadParameter("--pts-ns names one frame; give it one --mask")
-        put = tool.label_of_shown(mask[0], facts, stream=stream, epoch=epoch, pts_ns=pts_ns)
-    else:
-        put = tool.label_of_files(picture or (), mask or (), sound, facts)
-    typer.echo(tool.label(put, endpoint, timeout_s=timeout_s))
-
-
-@app.command()
-def feed(
-    data: Annotated[Path, typer.Option(help="A data set in AVSBench's layout.")],
-    protocol: Annotated[
-        Literal["task-free", "til", "cil"],
-        typer.Option(help="task-free: clips of several sources; til, cil: class by class."),
-    ] = "task-free",
-    split: Annotated[
-        str, typer.Option(help="B-I: clips (classes) in the first task and in each later one.")
-    ] = "",
-    blur: Annotated[
-        float, typer.Option(min=0, max=100, help="M: percent of clips that change places.")
-    ] = 0.0,
-    disjoint: Annotated[
-        float, typer.Option(min=0, max=100, help="N: percent that keep sharp boundaries.")
-    ] = 50.0,
-    rate: Annotated[float, typer.Option(min=0, help="Clips a second; 0: all at once.")] = 1.0,
-    delay_s: Annotated[
-        float, typer.Option(min=0, help="Labels come up to so much late, and out of order.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order and of the delays.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="So many clips at most.")] = None,
-    size_px: Annotated[int, typer.Option("--size", min=16, help="Side of the pictures.")] = 224,
-    endpoint: IntakeEndpoint = "tcp://127.0.0.1:5558",
-    timeout_s: AnswerTimeout = 10.0,
-) -> None:
-    """Label a data set's training clips in a protocol's order, as a person beside the stream would.
-
-    The daemon is told of no task. Cut short, or after a crash of the daemon, the same command goes
-    on where it was: clips that are there already are known by their ids and take no time.
-
-    Exit code 0: all clips are there; 1: some were refused, the first ones are shown; 2: the daemon
-    does not answer, or has no room.
-    """
-    options = dict(locals())
-    from .feed import FeedOptions
-    from .feed import feed as put
-
-    done = put(FeedOptions(**options))
-    refused = sum(done.values()) - sum(
-        done[state] for state in ("stored", "replaced", "same", "consumed", "discarded")
-    )
-    raise typer.Exit(1 if refused else 0)
-
-
-@app.command()
+@app.command(rich_help_panel=clilearner.PANEL)
 def status(
     endpoint: Annotated[str, typer.Argument(help="The daemon's bus.")] = "tcp://127.0.0.1:5557",
     stream: Annotated[str | None, typer.Option(help="One stream; default: the first.")] = None,
@@ -572,155 +440,6 @@ def dataset_check(
     from .dataset import check
 
     raise typer.Exit(0 if check(folder) else 1)
-
-
-WeightsOption = Annotated[
-    Path | None, typer.Option(help="A checkpoint; default: the weights that ship.")
-]
-PresetOption = Annotated[str, typer.Option(help="The network whose shipped weights are meant.")]
-SplitOption = Annotated[
-    Literal["train", "val", "test"],
-    typer.Option(help="Decide by val; open test once per released version."),
-]
-ReportOption = Annotated[Path | None, typer.Option("--json", help="Also write all numbers here.")]
-
-
-@score_app.command("masks")
-def score_masks(
-    data: Annotated[Path, typer.Option(help="A data set in AVSBench's layout.")],
-    weights: WeightsOption = None,
-    preset: PresetOption = "atlas-lite",
-    split: SplitOption = "val",
-    json_path: ReportOption = None,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder for sheets of masks, from the worst to the best.")
-    ] = None,
-) -> None:
-    """Score masks with each clip's own sound, with none, and with another clip's."""
-    from .scorecard import score_masks as score
-
-    score(
-        data,
-        weights=weights,
-        preset=preset,
-        split=split,
-        json_path=json_path,
-        pictures=pictures,
-    )
-
-
-@score_app.command("sounds")
-def score_sounds(
-    weights: WeightsOption = None,
-    preset: PresetOption = "atlas-lite",
-    packages: Annotated[
-        Path | None, typer.Option(help="Folder with Open-AVS's Debian packages, instead of apt.")
-    ] = None,
-    split: SplitOption = "val",
-    leave_one_out: Annotated[
-        bool, typer.Option(help="Also ask about each recording of train and val by itself.")
-    ] = False,
-    json_path: ReportOption = None,
-) -> None:
-    """Probe the audio encoder: a linear classifier, asked about recordings never heard."""
-    from .scorecard import score_sounds as score
-
-    score(
-        weights=weights,
-        preset=preset,
-        packages=packages,
-        split=split,
-        leave_one_out=leave_one_out,
-        json_path=json_path,
-    )
-
-
-@score_app.command("photos")
-def score_photos(
-    out: Annotated[Path, typer.Option(help="Folder for photos.json and photos.png.")],
-    weights: WeightsOption = None,
-    preset: PresetOption = "atlas-lite",
-    packages: Annotated[
-        Path | None, typer.Option(help="Folder with the Debian packages, instead of apt.")
-    ] = None,
-    sounds: Annotated[int, typer.Option(min=1, help="Sounds that each category is played.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the sounds.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: its own choice.")] = 0,
-) -> None:
-    """Point at what sounds in 38 photographs of whole scenes, with validation sounds."""
-    from .photocheck import photocheck
-
-    photocheck(
-        out,
-        weights=weights,
-        preset=preset,
-        packages=packages,
-        sounds=sounds,
-        seed=seed,
-        threads=threads,
-    )
-
-
-@bench_app.command("pipeline")
-def bench_pipeline(
-    preset: Annotated[str, typer.Option(help="The network.")] = "atlas-lite",
-    pairs: Annotated[int, typer.Option(min=1, help="Passes of each, interleaved.")] = 10,
-    frames: Annotated[int, typer.Option(min=2, help="Frames a pass.")] = 250,
-    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: the engine's choice.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Also write the report here.")
-    ] = None,
-) -> None:
-    """Compare the whole pipeline, decoding to bus, with the bare forward pass."""
-    from .bench import bench_pipeline as compare
-
-    report = compare(
-        preset, pairs=pairs, frames=frames, threads=threads, device=device, json_path=json_path
-    )
-    raise typer.Exit(0 if report.passed else 1)
-
-
-@bench_app.command("metrics")
-def bench_metrics(
-    frames: Annotated[int, typer.Option(min=1, help="Of 224 x 224 pixels.")] = 1000,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Also write the report here.")
-    ] = None,
-) -> None:
-    """Compare AP, AUPR and the best F with scikit-learn's, on the same predictions."""
-    from .metricsbench import bench_metrics as compare
-
-    raise typer.Exit(0 if compare(frames, json_path=json_path).passed else 1)
-
-
-@bench_app.command("learning")
-def bench_learning(
-    preset: Annotated[str, typer.Option(help="The network whose steps are timed.")] = "atlas-lite",
-    cache_preset: Annotated[
-        str, typer.Option(help="The network whose epochs are timed.")
-    ] = "atlas",
-    rounds: Annotated[int, typer.Option(min=1, help="Steps of each method.")] = 30,
-    cache_rounds: Annotated[int, typer.Option(min=1, help="Epochs of each kind.")] = 3,
-    batch: Annotated[int, typer.Option(min=1, help="Frames a step.")] = 8,
-    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
-    json_path: ReportOption = None,
-) -> None:
-    """Compare LRA's and SI's steps with Finetune's, and epochs with and without encoded sounds."""
-    from .learningbench import bench_learning as compare
-
-    report = compare(
-        preset,
-        cache_preset=cache_preset,
-        rounds=rounds,
-        cache_rounds=cache_rounds,
-        batch=batch,
-        threads=threads,
-        device=device,
-        json_path=json_path,
-    )
-    raise typer.Exit(0 if report.passed else 1)
 
 
 @config_app.command("check")

@@ -20,12 +20,12 @@ from ..model.method import Batch, Method
 from ..model.methods import load
 from ..model.network import Network
 from ..model.presets import build
+from ..model.taskloss import task_loss
 from ..model.training import Settings, Trainer
 from ..streams.toyworld import write_dataset
 from .clipfeed import ClipFeed
 from .clipstore import ClipStore
 from .diskcache import DiskCache
-from .taskloop import protocol_loss
 
 STEP_BAR = 1.05
 """Most that a step with LRA or SI may take of Finetune's."""
@@ -154,7 +154,7 @@ def _steps(
 def _trainer(network: Network, method: Method) -> Trainer:
     method.prepare(network)
     method.begin(None)
-    return Trainer(network, protocol_loss(network, 0.5), Settings(), 1_000_000, method=method)
+    return Trainer(network, task_loss(network, 0.5), Settings(), 1_000_000, method=method)
 
 
 def _kept(method: Method) -> float:

@@ -38,9 +38,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..daemon.config import Config
 from ..daemon.latency import Latencies
+from ..daemon.parts import build_engine, open_stream, pipeline_options
 from ..daemon.pipeline import STAGES, Ended, Pipeline, Result
 from ..daemon.results import ranked_classes
-from ..daemon.service import build_engine, open_stream, pipeline_options
 from ..streams.folders import SOUND_SUFFIXES
 from ..streams.sources import Discontinuity, Source, Trouble
 from .archive import MaskArchive

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..daemon.client import subscribe
 from ..daemon.fields import to_map
-from ..daemon.infos import IntakeInfo
+from ..daemon.infos import IntakeInfo, LearnerInfo
 from ..daemon.messages import Hello, Status
 
 _LATENCIES = ("total_p50", "total_p95", "total_p99", "infer_p50")
@@ -77,6 +77,7 @@ def _table(came: Status, hello: Hello | None) -> Table:
     shown = [f"{k} {came.lat_ms[k]:.1f}" for k in _LATENCIES if k in came.lat_ms]
     rows["latency, ms"] = ", ".join(shown) or "none yet"
     rows |= _intake_rows(came.intake)
+    rows |= _learner_rows(came.learner)
     for name, text in rows.items():
         table.add_row(name, text)
     return table
@@ -93,10 +94,29 @@ def _intake_rows(intake: IntakeInfo | None) -> dict[str, str]:
     if intake.oldest_s is not None:
         rows["oldest waits"] = f"{intake.oldest_s:.0f} s"
     rows["batches"] = f"{intake.batches}, {intake.aside} set aside"
+    for number, reason in (intake.reasons or {}).items():
+        rows[f"batch {number}"] = f"set aside: {reason} (atlasd release or discard {number})"
     rows["granted"] = _listed(intake.answered)
     rows["refused"] = _listed(intake.refused)
     size = intake.replay_bytes / 1e6
     rows["can be referred to"] = f"{intake.replay_frames} frames, {size:.1f} MB"
+    return rows
+
+
+def _learner_rows(learner: LearnerInfo | None) -> dict[str, str]:
+    if learner is None:
+        return {"learner": "none (learner.enabled is false)"}
+    rows = {"learner": f"{learner.state}, {learner.method} {learner.detail}".strip()}
+    rows["learned"] = (
+        f"{learner.clips} clips in {learner.steps} steps, held on to {learner.consolidations} times"
+    )
+    newest = f"{learner.version}, batch {learner.batch}" if learner.version else "none yet"
+    judged = f", batch {learner.candidate} waits for its judgement" if learner.candidate else ""
+    rows["accepted"] = newest + judged
+    rows["kept on disk"] = f"batch {learner.checkpoint}"
+    if learner.score is not None and learner.a_auc is not None:
+        rows["J before learning"] = f"{learner.score:.3f} lately, {learner.a_auc:.3f} overall"
+    rows["deaths"] = f"{learner.restarts} restarts, {learner.refused} batches refused"
     return rows
 
 

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from ..model.checkpoints import read_tensors, write_tensors
 from ..model.consolidator import Consolidator, Rule
-from ..model.losses import total_loss
 from ..model.method import Batch, Method, SegmentData
 from ..model.network import Network
 from ..model.presets import PRESETS
-from ..model.teacher import answer
-from ..model.training import LossFunction, Outcome, Settings, Trainer, fit
+from ..model.taskloss import task_loss
+from ..model.training import Settings, Trainer, fit
 from ..streams.manifest import Manifest, Task
 from .clipfeed import ClipFeed
 from .clipscore import ClipScorer, PrequentialRow
@@ -227,7 +226,7 @@ class TaskLoop:
         )
         return Trainer(
             self.network,
-            protocol_loss(self.network, spec.class_weight),
+            task_loss(self.network, spec.class_weight),
             settings,
             steps,
             self.files.path,
@@ -334,22 +333,6 @@ class TaskLoop:
         sizes = [len(t.train) for t in self.tasks]
         done = sum(sizes[: task.index]) + share * sizes[task.index]
         self.progress(what, done / sum(sizes))
-
-
-def protocol_loss(network: Network, class_weight: float) -> LossFunction:
-    """The task's loss (Eq. 7, 8, 10) of a batch of `ClipFeed`; encodes sounds that are waves."""
-
-    def loss(batch: Batch) -> Outcome:
-        if "waves" in batch:
-            features = network.encode_audio(network.log_mel(batch["waves"]))
-            batch["tokens"], batch["embedding"] = features.tokens, features.embedding
-        out = answer(network, batch)
-        terms = total_loss(
-            out, batch["masks"], batch["valid"], batch["labels"], class_weight=class_weight
-        )
-        return Outcome(terms, out)
-
-    return loss
 
 
 def _consolidator(rule: str) -> Consolidator:

@@ -1,0 +1,244 @@
+"""The learner's process: ``python -m atlasd.daemon.learnermain ENDPOINT``, configuration on stdin.
+
+The daemon starts it, and starts it again when it dies; see `supervisor`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import fcntl
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import torch
+
+from ..model.method import MethodError
+from ..model.network import Network
+from ..model.presets import WeightsError
+from .config import Config
+from .engine import available_cores
+from .infos import LearnerInfo
+from .labels import Answer, Refused
+from .learning import Learning, LearningError
+from .learnline import LearnerEnd
+from .learnstore import LearnStore
+from .notices import LearningRules
+from .onlinelearner import LearnSettings
+from .orders import Carried, Order
+from .parts import build_network
+from .places import learned_folder, make_private, spool_folder
+from .spool import Spool
+from .spoolfile import SpoolError
+
+STOPPED, REFUSED = 0, 2
+"""Exit codes: asked to leave; cannot learn, and starting again would not help."""
+
+_WAIT_MS: Final = 200
+_BEAT_NS: Final = 200_000_000
+_LOCK_S: Final = 60.0
+_STREAM_OPTIONS: Final[Mapping[str, Mapping[str, int | str]]] = {
+    "atlas": {"growth": "mean", "anchors": 3}
+}
+"""Where nobody tells boundaries; see `model.methods.atlas`."""
+_PR_SET_PDEATHSIG: Final = 1
+_REFUSALS = (LearningError, MethodError, WeightsError, SpoolError, OSError)
+_log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Learn until the daemon says stop or dies; see the module for what is returned."""
+    _follow_parent()
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    config = Config.model_validate_json(sys.stdin.read())
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s learner: %(message)s")
+    torch.set_num_threads(config.learner.threads or available_cores())
+    with LearnerEnd(sys.argv[1]) as line:
+        line.say(LearnerInfo(state="starting", method=config.learner.method, pid=os.getpid()))
+        try:
+            with _locked(learned_folder(config)):
+                _serve(config, line)
+        except _REFUSALS as error:
+            _log.error("cannot learn: %s", error)
+            line.say(LearnerInfo(state="failed", detail=str(error)[:4000], pid=os.getpid()))
+            return REFUSED
+    return STOPPED
+
+
+def learn_settings(config: Config) -> LearnSettings:
+    """What the configuration says of learning."""
+    learner = config.learner
+    return LearnSettings(
+        method=learner.method,
+        options={**_STREAM_OPTIONS.get(learner.method, {}), **learner.options},
+        parts=learner.parts,
+        lr=learner.lr,
+        weight_decay=learner.weight_decay,
+        clip_norm=learner.clip_norm,
+        frames=learner.frames,
+        passes=learner.passes,
+        consolidate=learner.consolidate,
+        seed=learner.seed,
+    )
+
+
+def _serve(config: Config, line: LearnerEnd) -> None:
+    learner, intake = config.learner, config.intake
+    rules = LearningRules(
+        learner.clips,
+        learner.wait_s,
+        learner.canary_drop,
+        learner.canary_wait_s,
+        learner.checkpoint_s,
+    )
+    stopping = _Flag()
+    signal.signal(signal.SIGTERM, stopping.raise_)
+    spool = Spool(
+        spool_folder(config), max_clips=intake.max_clips, max_bytes=intake.max_mb * 1_000_000
+    )
+    with spool:
+        store = LearnStore(learned_folder(config), learner.keep)
+        pulse = _Pulse(line)
+        learning = Learning(
+            _base(config), learn_settings(config), rules, spool, store, line.tell, beat=pulse.beat
+        )
+        pulse.info = learning.info
+        wait_ms = 0
+        while not stopping.is_raised:
+            for said in line.orders(wait_ms):
+                if said == "stop":
+                    stopping.is_raised = True
+                else:
+                    line.answer(carry_out(learning, said))
+            if stopping.is_raised:
+                break
+            wait_ms = 0 if learning.turn() else _WAIT_MS
+            pulse.rest()
+        learning.close()
+
+
+def carry_out(learning: Learning, order: Order) -> Answer:
+    """Do what a person orders, or say why not."""
+    try:
+        detail = _carried_out(learning, order)
+    except (LearningError, SpoolError, OSError) as error:
+        return Refused(request=order.request, code="cannot", detail=str(error)[:4000])
+    versions = tuple(learning.versions())
+    return Carried(request=order.request, order=order.order, detail=detail, versions=versions)
+
+
+def _carried_out(learning: Learning, order: Order) -> str:
+    match order.order:
+        case "pause":
+            learning.pause()
+            detail = "nothing is learned until resume; labels are taken"
+        case "resume":
+            learning.resume()
+            detail = "learning goes on"
+        case "checkpoint":
+            kept = learning.checkpoint()
+            detail = f"version {kept.learned.version} is kept in {kept.weights}"
+        case "consolidate":
+            learning.consolidate()
+            detail = "what was learned is held on to from now on"
+        case "versions":
+            detail = "what can be gone back to"
+        case "rollback":
+            detail = f"gone back to version {learning.rollback(order.version)}"
+        case "release":
+            learning.release(order.batch)
+            detail = f"the clips of batch {order.batch} wait to be learned again"
+        case "discard":
+            learning.discard(order.batch)
+            detail = f"the clips of batch {order.batch} are thrown away"
+    return detail
+
+
+def _base(config: Config) -> Network:
+    network = build_network(config)
+    device = config.learner.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return network.to(device)
+
+
+class _Flag:
+    """Raised by SIGTERM or by the daemon."""
+
+    def __init__(self) -> None:
+        self.is_raised = False
+
+    def raise_(self, number: int, frame: FrameType | None) -> None:
+        """A signal's handler."""
+        del number, frame
+        self.is_raised = True
+
+
+class _Pulse:
+    """Says how learning goes, and that it goes on: after steps, and between turns."""
+
+    def __init__(self, line: LearnerEnd) -> None:
+        self._line = line
+        self._said_ns = 0
+        self.info: Callable[[], LearnerInfo] = lambda: LearnerInfo(state="starting")
+
+    def beat(self) -> None:
+        """A step was made."""
+        if time.monotonic_ns() - self._said_ns >= _BEAT_NS:
+            self._say(replace(self.info(), state="learning"))
+
+    def rest(self) -> None:
+        """A turn is over."""
+        self._say(self.info())
+
+    def _say(self, info: LearnerInfo) -> None:
+        self._line.say(replace(info, pid=os.getpid()))
+        self._said_ns = time.monotonic_ns()
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    """The folder is this process's alone; a learner of before may still be on its way out.
+
+    Raises:
+        LearningError: another process does not let it go.
+    """
+    make_private(folder)
+    deadline = time.monotonic() + _LOCK_S
+    with (folder / "lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise LearningError(
+                        f"{folder} belongs to another learner; stop that daemon, or give this one "
+                        "another source.stream or learner.state"
+                    ) from error
+                time.sleep(0.1)
+        yield
+
+
+def _follow_parent() -> None:
+    """Die when the daemon does, however it dies (Linux)."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(STOPPED)  # it died in between
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,489 @@
+"""Learning in service: batches out of the spool, a canary before anything is served, checkpoints.
+
+A batch that was learned makes a *candidate*. It is judged on the batch after it, before that one is
+learned: it must not score worse there than the weights that were accepted last. So no clip is held
+back for judging, and none is an exemplar. Accepted weights are published and kept; a refusal brings
+the learner back to where it was, and sets the batch aside. Where no further batch comes for a
+while, the candidate is published unjudged, and called back if it is refused later.
+
+Everything that later weights depend on is in the spool's journal and in the checkpoints: killed
+anywhere, `Learning` goes on to the same weights (same machine, same threads). See `spool` for the
+order that this rests on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..model.checkpoints import tensor_hash, tensors_of
+from ..model.method import Batch
+from ..model.network import Network
+from ..model.teacher import Teacher
+from ..model.training import TrainingError
+from ..streams.clips import LabeledClip
+from .infos import LearnerInfo, LearnerState, VersionInfo
+from .labelclips import load
+from .labels import LabelError
+from .learnstore import Kept, Learned, LearnStore, Tally
+from .notices import Happening, LearningRules, Notice, Publication, Reason
+from .onlinelearner import LearnSettings, LearnState, OnlineLearner
+from .spool import Spool
+from .spooled import Batch as Journaled
+from .spoolfile import CorruptError, SpoolError
+
+_RECENT_FRAMES: Final = 256
+_RETRY_NS: Final = 60_000_000_000
+_NS: Final = 1_000_000_000
+_log = logging.getLogger(__name__)
+
+
+class LearningError(Exception):
+    """Learning cannot begin, or an order cannot be carried out: what came, what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """Weights that the canary passed, to go back to."""
+
+    cursor: int
+    version: str
+    parent: str
+    tally: Tally
+    state: LearnState
+    network: Teacher
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A batch that was learned and not yet judged."""
+
+    number: int
+    tally: Tally
+    batches: Sequence[Batch]
+    learned_ns: int
+    published: bool = False
+
+
+class Learning:
+    """One learner, one spool, one store of checkpoints; it belongs to one thread.
+
+    Args:
+        base: the deployed network; see `OnlineLearner`.
+        settings: how to learn.
+        rules: when, and what to trust.
+        spool: where clips come from.
+        store: where what was learned is kept.
+        tell: receives what is to be served and told.
+        beat: called after each step, as a sign that learning goes on.
+        clock: monotonic nanoseconds.
+        now: nanoseconds since 1970.
+
+    Raises:
+        LearningError: the checkpoints were made on another base or by another method.
+        SpoolError: the spool.
+        MethodError: the method cannot be had.
+        OSError: the first checkpoint cannot be written.
+    """
+
+    def __init__(
+        self,
+        base: Network,
+        settings: LearnSettings,
+        rules: LearningRules,
+        spool: Spool,
+        store: LearnStore,
+        tell: Callable[[Notice], None],
+        *,
+        beat: Callable[[], None] = lambda: None,
+        clock: Callable[[], int] = time.monotonic_ns,
+        now: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._beat = beat
+        self._base, self._settings, self._rules = base, settings, rules
+        self._content = tensor_hash(tensors_of(base))
+        self._spool, self._store, self._tell = spool, store, tell
+        self._clock, self._now = clock, now
+        self._candidate: _Candidate | None = None
+        self._recent: deque[float] = deque(maxlen=_RECENT_FRAMES)
+        self._refused = 0
+        self._is_paused = False
+        self._halted: str | None = None
+        self._retry_ns = 0
+        self._checkpoint = 0
+        self._checkpoint_ns = clock()
+        self._accepted = self._begin()
+
+    # What happens by itself.
+
+    def turn(self) -> bool:
+        """Do what is due: at most one batch. False: nothing was.
+
+        A disk that is full, or a spool that cannot be read, halts learning for a minute.
+        """
+        if self._is_paused or (self._halted is not None and self._clock() < self._retry_ns):
+            return False
+        try:
+            if self._halted is not None:
+                self._keep()
+                self._halted = None
+            return self._take_or_publish()
+        except (SpoolError, OSError) as error:
+            self._halt(error)
+            return False
+
+    def info(self) -> LearnerInfo:
+        """How learning goes."""
+        tally = self._candidate.tally if self._candidate else self._accepted.tally
+        state: LearnerState = "waiting"
+        if self._is_paused:
+            state = "paused"
+        elif self._halted is not None:
+            state = "halted"
+        method = self._learner.trainer.method
+        return LearnerInfo(
+            state=state,
+            detail=(self._halted or "")[:4000],
+            method=self._settings.method,
+            version=self._accepted.version,
+            batch=self._accepted.cursor,
+            candidate=self._candidate.number if self._candidate else 0,
+            clips=tally.clips,
+            steps=self._learner.steps,
+            consolidations=int(method.state.get("consolidations", 0)),
+            refused=self._refused,
+            score=float(np.mean(self._recent)) if self._recent else None,
+            a_auc=tally.mean,
+            checkpoint=self._checkpoint,
+        )
+
+    def close(self) -> None:
+        """Keep what was accepted; a candidate is learned again when learning goes on.
+
+        Raises:
+            OSError, SpoolError: it cannot be written; what was kept before is there.
+        """
+        if self._accepted.cursor > self._checkpoint:
+            self._keep()
+
+    # What people order.
+
+    def pause(self) -> None:
+        """Learn nothing until `resume`; labels are taken all the same."""
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Learn again, and try again what had failed."""
+        self._is_paused = False
+        self._retry_ns = 0
+
+    def checkpoint(self) -> Kept:
+        """Keep what was learned now; a candidate is accepted if it holds on its own batch.
+
+        Raises:
+            LearningError: it cannot be written.
+        """
+        try:
+            if self._candidate is not None and self._holds(self._candidate):
+                self._accept()
+            return self._keep()
+        except (SpoolError, OSError) as error:
+            raise LearningError(f"no checkpoint was made: {error}") from error
+
+    def consolidate(self) -> None:
+        """Let the method keep what was learned, plateau or not."""
+        self._learner.consolidate()
+        if self._candidate is None:
+            self._accepted = replace(self._accepted, state=self._learner.state())
+
+    def versions(self) -> list[VersionInfo]:
+        """What can be gone back to, oldest first."""
+        return [self._told(kept) for kept in self._store.all()]
+
+    def rollback(self, version: str = "") -> str:
+        """Go back to a version that is kept; what was learned since is set aside.
+
+        Args:
+            version: its name; empty: the newest before the one that was accepted last.
+
+        Returns:
+            The version.
+
+        Raises:
+            LearningError: it is not kept.
+        """
+        kept = self._store.all()
+        earlier = [k for k in kept if k.learned.version != self._accepted.version]
+        wanted = version or (earlier[-1].learned.version if earlier else "")
+        found = self._store.find(wanted) if wanted else None
+        if found is None:
+            names = ", ".join(k.learned.version for k in kept)
+            raise LearningError(
+                f"version {wanted or 'before this one'} is not kept; kept are {names}: choose one"
+            )
+        checkpoint, state = found
+        cursor = checkpoint.learned.cursor
+        try:
+            self._store.forget_after(cursor)
+            self._spool.rewind(cursor, f"gone back to version {wanted}")
+        except (SpoolError, OSError) as error:
+            raise LearningError(f"cannot go back to {wanted}: {error}") from error
+        before = self._accepted.version
+        self._accepted = self._restored(checkpoint.learned, state)
+        self._candidate = None
+        self._checkpoint = cursor
+        self._publish("rollback", before)
+        self._say("rollback", f"{before} gone back to {wanted}", {"version": wanted})
+        return wanted
+
+    def release(self, batch: int) -> None:
+        """Let the clips of a batch that was set aside wait again.
+
+        Raises:
+            SpoolError: it is not set aside.
+        """
+        self._spool.release(batch)
+
+    def discard(self, batch: int) -> None:
+        """Throw a batch away that was set aside.
+
+        Raises:
+            SpoolError: it is not set aside.
+        """
+        self._spool.discard(batch)
+
+    # Beginning.
+
+    def _begin(self) -> _Accepted:
+        found = self._store.newest()
+        if found is None:
+            self._learner = OnlineLearner(self._base, self._settings)
+            accepted = self._as_accepted(0, self._base.version, "", Tally())
+            self._accepted = accepted
+            self._keep()
+            return accepted
+        kept, state = found
+        learned = kept.learned
+        if learned.base != self._content or learned.method != self._settings.method:
+            raise LearningError(
+                f"{kept.folder} was learned by {learned.method} on base {learned.base[:12]}; this "
+                f"daemon has {self._settings.method} on {self._content[:12]}: go on with those, or "
+                f"move {self._store.folder} away and begin anew"
+            )
+        accepted = self._restored(learned, state)
+        self._checkpoint = learned.cursor
+        self._spool.finish(learned.cursor, self._store.all()[0].learned.cursor)
+        self._accepted = accepted
+        self._say(
+            "learner_resumed",
+            f"goes on from version {learned.version}, after batch {learned.cursor}",
+            {"version": learned.version, "batch": learned.cursor, "clips": learned.tally.clips},
+        )
+        if learned.cursor:
+            self._publish("resumed", "")
+        return accepted
+
+    def _restored(self, learned: Learned, state: LearnState) -> _Accepted:
+        try:
+            self._learner = OnlineLearner(self._base, self._settings, state)
+        except TrainingError as error:
+            raise LearningError(
+                f"{self._store.folder} cannot be gone on from with these settings: {error}"
+            ) from error
+        return self._as_accepted(learned.cursor, learned.version, learned.parent, learned.tally)
+
+    def _as_accepted(self, cursor: int, version: str, parent: str, tally: Tally) -> _Accepted:
+        learner = self._learner
+        return _Accepted(cursor, version, parent, tally, learner.state(), learner.as_it_is())
+
+    # A batch.
+
+    def _take_or_publish(self) -> bool:
+        at = self._candidate.number if self._candidate else self._accepted.cursor
+        waiting = self._spool.waiting(at)
+        oldest_ns = waiting.oldest_ns
+        is_old = oldest_ns is not None and self._now() - oldest_ns >= self._rules.wait_s * _NS
+        if not (waiting.journaled or waiting.pending >= self._rules.clips or is_old):
+            return self._publish_unjudged()
+        try:
+            batch = self._spool.next_batch(at, self._rules.clips, self._seed(at))
+        except CorruptError as error:
+            if error.batch is None:
+                raise
+            self._set_aside(error.batch, str(error))
+            return True
+        if batch is not None:
+            self._take(batch)
+        return batch is not None
+
+    def _seed(self, at: int) -> int:
+        digest = sha256(f"{self._settings.seed} {at}".encode()).digest()
+        return int.from_bytes(digest[:6], "little")
+
+    def _take(self, batch: Journaled) -> None:
+        """Judge the candidate by a batch, then learn it."""
+        try:
+            clips = [load(clip.payload, self._base.preset.window_s) for clip in batch.clips]
+        except LabelError as error:
+            self._set_aside(batch.number, f"a clip cannot be read: {error}")
+            return
+        batches = self._learner.batches(clips)
+        scores = self._judged(batches)
+        self._recent.extend(scores.tolist())
+        tally = self._accepted.tally.plus(len(clips), scores)
+        try:
+            self._learn(batch, clips)
+        except TrainingError as error:
+            self._go_back()
+            self._set_aside(batch.number, str(error))
+            return
+        self._candidate = _Candidate(batch.number, tally, batches, self._clock())
+
+    def _learn(self, batch: Journaled, clips: Sequence[LabeledClip]) -> None:
+        loss = self._learner.learn(clips, batch.seed, self._beat)
+        if not all(bool(p.isfinite().all()) for p in self._learner.network.trainable_parameters()):
+            raise TrainingError(f"after batch {batch.number} a weight is not finite")
+        _log.info("batch %d: %d clips, loss %.3f", batch.number, len(clips), loss)
+
+    def _judged(self, batches: Sequence[Batch]) -> NDArray[np.float64]:
+        """J of the frames of the next batch, by the candidate where it passes."""
+        fresh = self._learner.score(batches)
+        candidate = self._candidate
+        if candidate is None:
+            return fresh
+        held = self._learner.score(batches, self._accepted.network.network)
+        if fresh.mean() >= held.mean() - self._rules.canary_drop:
+            self._accept()
+            return fresh
+        self._refuse(
+            candidate,
+            f"the next clips score {fresh.mean():.3f} with it and {held.mean():.3f} without",
+        )
+        return held
+
+    def _holds(self, candidate: _Candidate) -> bool:
+        """Whether a candidate is no worse on the batch that it learned; where not, refuse it."""
+        fresh = self._learner.score(candidate.batches).mean()
+        held = self._learner.score(candidate.batches, self._accepted.network.network).mean()
+        if fresh >= held - self._rules.canary_drop:
+            return True
+        self._refuse(candidate, f"its own clips score {fresh:.3f} with it and {held:.3f} without")
+        return False
+
+    def _publish_unjudged(self) -> bool:
+        candidate = self._candidate
+        if candidate is None or candidate.published:
+            return False
+        if self._clock() - candidate.learned_ns < self._rules.canary_wait_s * _NS:
+            return False
+        if self._holds(candidate):
+            candidate.published = True
+            tensors = self._learner.serving()
+            version = _named(candidate.number, tensors)
+            self._serve(version, self._accepted.version, candidate.number, "unjudged", tensors)
+        return True
+
+    def _accept(self) -> None:
+        candidate, before = self._candidate, self._accepted
+        assert candidate is not None  # noqa: S101  callers look
+        tensors = self._learner.serving()
+        version = _named(candidate.number, tensors)
+        self._accepted = self._as_accepted(
+            candidate.number, version, before.version, candidate.tally
+        )
+        self._candidate = None
+        if not candidate.published:
+            self._serve(version, before.version, candidate.number, "learned", tensors)
+        if self._clock() - self._checkpoint_ns >= self._rules.checkpoint_s * _NS:
+            self._keep()
+
+    def _refuse(self, candidate: _Candidate, why: str) -> None:
+        self._go_back()
+        self._set_aside(candidate.number, f"the canary refused it: {why}")
+        if candidate.published:
+            self._publish("refused", "")
+
+    def _go_back(self) -> None:
+        self._candidate = None
+        self._learner = OnlineLearner(self._base, self._settings, self._accepted.state)
+
+    def _set_aside(self, number: int, reason: str) -> None:
+        self._spool.quarantine(number, reason)
+        self._refused += 1
+        self._say(
+            "batch_refused",
+            f"batch {number} was set aside: {reason}; look at its clips, then release or discard "
+            "it (atlasd release, atlasd discard)",
+            {"batch": number},
+        )
+
+    # Keeping and telling.
+
+    def _keep(self) -> Kept:
+        accepted = self._accepted
+        learned = Learned(
+            version=accepted.version,
+            parent=accepted.parent,
+            base=self._content,
+            method=self._settings.method,
+            cursor=accepted.cursor,
+            tally=accepted.tally,
+            made_ns=self._now(),
+        )
+        kept = self._store.write(learned, accepted.network.network, accepted.state)
+        self._checkpoint_ns = self._clock()
+        self._spool.finish(accepted.cursor, self._store.all()[0].learned.cursor)
+        if accepted.cursor > self._checkpoint:
+            data = {"version": accepted.version, "batch": accepted.cursor}
+            self._say("checkpoint", f"version {accepted.version} is kept in {kept.folder}", data)
+        self._checkpoint = accepted.cursor
+        return kept
+
+    def _halt(self, error: Exception) -> None:
+        first = self._halted is None
+        self._halted = f"what is learned cannot be kept: {error}; masks go on, tried again in 60 s"
+        self._retry_ns = self._clock() + _RETRY_NS
+        if first:
+            self._say("learner_halted", self._halted, {})
+
+    def _publish(self, reason: Reason, before: str) -> None:
+        """Serve what was accepted last."""
+        accepted = self._accepted
+        self._serve(accepted.version, before, accepted.cursor, reason, self._learner.serving())
+
+    def _serve(
+        self, version: str, parent: str, batch: int, reason: Reason, tensors: Mapping[str, Tensor]
+    ) -> None:
+        categories = self._learner.categories
+        self._tell(Publication(version, parent, batch, reason, categories, tensors))
+
+    def _say(self, kind: str, detail: str, data: Mapping[str, bool | int | float | str]) -> None:
+        _log.info("%s: %s", kind, detail)
+        self._tell(Happening(kind, detail, data))
+
+    def _told(self, kept: Kept) -> VersionInfo:
+        learned = kept.learned
+        return VersionInfo(
+            version=learned.version,
+            parent=learned.parent,
+            batch=learned.cursor,
+            clips=learned.tally.clips,
+            a_auc=learned.tally.mean,
+            made_s=learned.made_ns / _NS,
+            served=learned.version == self._accepted.version,
+            path=str(kept.weights),
+        )
+
+
+def _named(batch: int, tensors: Mapping[str, Tensor]) -> str:
+    """The name of weights: the last batch in them, and their content."""
+    return f"{batch}-{tensor_hash(dict(tensors))[:8]}"

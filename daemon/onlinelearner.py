@@ -1,0 +1,264 @@
+"""The network that learns: it predicts labeled clips, learns them, and keeps what it knew.
+
+One object serves the live learner, and whatever replays its journal: the steps are those of
+`model.training.Trainer`, as in the offline evaluator's stream. It knows no spool, no clock and no
+process.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..model.consolidator import Consolidator, Rule
+from ..model.method import Batch, MethodError
+from ..model.methods import load as load_method
+from ..model.metrics import frame_iou
+from ..model.network import Network
+from ..model.taskloss import task_loss
+from ..model.teacher import Teacher, answer
+from ..model.training import Settings, Trainer
+from ..streams.clips import LabeledClip
+from .clipbatch import batches_of
+
+_ENDLESS = 1 << 40
+"""Steps of the one epoch that a stream is."""
+
+_ADAPTERS = ("conditioning.", "fusion.", "head.")
+
+
+@dataclass(frozen=True, slots=True)
+class LearnSettings:
+    """How clips are learned.
+
+    Attributes:
+        method: of `model.methods`, or several joined by ``+``.
+        options: the method's.
+        parts: ``adapters`` trains LoRA, conditioning, fusion and head over a frozen base; ``all``
+            also what else the network trains, the decoder above all.
+        lr: AdamW's rate.
+        weight_decay: AdamW's.
+        clip_norm: largest norm of the whole gradient; 0 leaves it as it is.
+        frames: most frames of a step.
+        passes: over the frames of a batch of clips.
+        class_weight: of the class term of the loss (Eq. 10).
+        consolidate: ``plateau`` of the loss, or ``every`` 100 steps.
+        seed: of the method's random numbers.
+    """
+
+    method: str = "atlas"
+    options: Mapping[str, bool | int | float | str] = field(
+        default_factory=dict[str, bool | int | float | str]
+    )
+    parts: Literal["adapters", "all"] = "adapters"
+    lr: float = 1e-3
+    weight_decay: float = 5e-4
+    clip_norm: float = 1.0
+    frames: int = 8
+    passes: int = 2
+    class_weight: float = 0.5
+    consolidate: Literal["plateau", "every"] = "plateau"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LearnState:
+    """All that a learner depends on besides its base and its settings.
+
+    Attributes:
+        tensors: by name.
+        manifest: what JSON can hold.
+    """
+
+    tensors: Mapping[str, Tensor]
+    manifest: Mapping[str, Any]
+
+
+class OnlineLearner:
+    """A network in the middle of a stream.
+
+    Args:
+        base: the deployed network. It stays as it is; its frozen parts are shared, and stop asking
+            for gradients.
+        settings: how to learn.
+        state: where another learner on the same base stood; None begins at the base.
+
+    Attributes:
+        network: as learned so far, in `eval()` between two calls.
+        trainer: its loop.
+
+    Raises:
+        MethodError: there is no such method, or it works only where boundaries are told.
+        TrainingError: the state belongs to another network or other settings.
+    """
+
+    def __init__(
+        self, base: Network, settings: LearnSettings, state: LearnState | None = None
+    ) -> None:
+        self.settings = settings
+        self.network = _copy(base, settings.parts)
+        method = load_method(settings.method, dict(settings.options))
+        if method.needs_boundaries:
+            raise MethodError(
+                f"{settings.method} works only where boundaries are told, and a live stream tells "
+                "none; choose atlas, finetune, si, mas or another that needs none"
+            )
+        if state is not None:
+            self.network.grow(state.manifest["categories"])
+        method.prepare(self.network)
+        method.begin(None)
+        rule: Rule = settings.consolidate
+        self._steps_before = 0
+        self.trainer = Trainer(
+            self.network,
+            task_loss(self.network, settings.class_weight),
+            Settings(
+                epochs=1,
+                lr=settings.lr,
+                weight_decay=settings.weight_decay,
+                clip_norm=settings.clip_norm,
+            ),
+            _ENDLESS,
+            method=method,
+            consolidator=Consolidator(rule),
+            seed=settings.seed,
+        )
+        if state is not None:
+            self._steps_before = state.manifest["steps_before"]
+            self.trainer.load_state(state.tensors, state.manifest["trainer"], "the learned state")
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """What the class head knows."""
+        return tuple(self.network.preset.categories)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps since the base."""
+        return self._steps_before + self.trainer.step_count
+
+    def batches(self, clips: Sequence[LabeledClip]) -> list[Batch]:
+        """Clips as this network takes them; see `clipbatch.batches_of`."""
+        rows = {name: row for row, name in enumerate(self.categories)}
+        return batches_of(clips, self.network, rows, self.settings.frames)
+
+    def as_it_is(self) -> Teacher:
+        """The network at this moment, to be asked later; only what trains is copied."""
+        return Teacher(self.network)
+
+    def score(
+        self, batches: Sequence[Batch], network: Network | None = None
+    ) -> NDArray[np.float64]:
+        """J of each frame, float64 (n,), at the network's size; see `model.metrics.frame_iou`.
+
+        Args:
+            batches: what to predict.
+            network: what predicts; None: this one.
+        """
+        asked = network or self.network
+        device = next(asked.parameters()).device
+        found: list[NDArray[np.float64]] = []
+        with torch.no_grad():
+            for batch in batches:
+                out = answer(asked, {name: value.to(device) for name, value in batch.items()})
+                pred = (out.mask_logits > 0).cpu().numpy()
+                found.append(frame_iou(pred, batch["masks"].numpy().astype(np.bool_)))
+        return np.concatenate(found)
+
+    def learn(
+        self,
+        clips: Sequence[LabeledClip],
+        seed: int,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> float:
+        """Learn clips, once; new classes among them get a row of the head.
+
+        Args:
+            clips: at least one.
+            seed: of everything random in it.
+            on_step: called after each step.
+
+        Returns:
+            The mean of the task's loss over the steps.
+
+        Raises:
+            TrainingError: a loss or gradient was not finite. What was learned of these clips
+                before stays; go back to an earlier `state`.
+        """
+        torch.manual_seed(seed)
+        self._make_room(clips)
+        batches = self.batches(clips)
+        losses: list[float] = []
+        self.network.train()
+        try:
+            for batch in batches * self.settings.passes:
+                losses.append(self.trainer.step(batch)["loss"])
+                on_step()
+        finally:
+            self.network.eval()
+        return float(np.mean(losses))
+
+    def consolidate(self) -> None:
+        """Keep what was learned now, plateau or not."""
+        self.trainer.method.consolidate([])
+
+    def state(self) -> LearnState:
+        """What to go on from; a copy."""
+        tensors, manifest = self.trainer.state()
+        kept = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+        told = {
+            "trainer": manifest,
+            "categories": list(self.categories),
+            "steps_before": self._steps_before,
+        }
+        return LearnState(kept, told)
+
+    def serving(self) -> dict[str, Tensor]:
+        """The tensors of the serving form (see `Network.for_serving`) that learning can move.
+
+        LoRA is merged from the pristine base, so that versions do not drift.
+        """
+        served = self.network.for_serving().state_dict()
+        return {name: served[name].cpu().contiguous() for name in self._served_names()}
+
+    def _served_names(self) -> list[str]:
+        moving = (name for name, p in self.network.named_parameters() if p.requires_grad)
+        merged = (
+            f"{name.partition('.pairs.')[0]}.weight" if ".lora_" in name else name
+            for name in moving
+        )
+        return list(dict.fromkeys(merged))
+
+    def _make_room(self, clips: Sequence[LabeledClip]) -> None:
+        known = self.categories
+        come = (clip.category for clip in clips if clip.category is not None)
+        fresh = [name for name in dict.fromkeys(come) if name not in known]
+        if not fresh:
+            return
+        self.network.grow([*known, *fresh])
+        self.trainer.method.begin(None)
+        self._steps_before = self.steps
+        self.trainer.next_part(_ENDLESS, {})
+
+
+def _copy(base: Network, parts: Literal["adapters", "all"]) -> Network:
+    """The base with its frozen parts shared and the chosen ones free to move."""
+    moving = {
+        name
+        for name, parameter in base.named_parameters()
+        if parameter.requires_grad
+        and (parts == "all" or ".lora_" in name or name.startswith(_ADAPTERS))
+    }
+    shared = {id(p): p for name, p in base.named_parameters() if name not in moving}
+    shared |= {id(buffer): buffer for buffer in base.buffers()}
+    network = copy.deepcopy(base, dict(shared))
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in moving)
+    return network.eval()

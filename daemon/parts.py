@@ -1,0 +1,153 @@
+"""The parts of a daemon, made as the configuration says."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from ..model.checkpoints import tensors_of
+from ..model.network import Network
+from ..model.presets import WeightsError, build, load
+from ..model.pretrained import tensor_hash
+from ..streams.files import open_source
+from ..streams.sources import Source
+from .config import Config
+from .engine import Engine, TorchEngine
+from .intake import Intake
+from .labeldesk import LabelDesk, LabelRules
+from .labels import Answer
+from .learnstore import LearnStore
+from .orders import Order
+from .pipeline import PipelineOptions
+from .places import learned_folder, spool_folder
+from .replayring import ReplayRing
+from .spool import Spool
+
+_log = logging.getLogger(__name__)
+
+
+def build_network(config: Config) -> Network:
+    """The configured network, before anything was learned in service.
+
+    Raises:
+        WeightsError: weights that are missing, broken, of another preset or never trained.
+    """
+    model = config.model
+    network = build(
+        model.preset,
+        weights=model.weights,
+        backbone_weights=model.backbone_weights,
+        audio_weights=model.audio_weights,
+    )
+    network.require_trained()
+    return network
+
+
+def build_engine(config: Config) -> TorchEngine:
+    """The configured network on the configured device, with what it has learned in service.
+
+    Raises:
+        WeightsError: weights that are missing, broken, of another preset or never trained.
+        EngineError: a device or a precision that is not here.
+    """
+    model = config.model
+    network = build_network(config)
+    if config.learner.enabled:
+        network = _as_learned(config, network)
+    return TorchEngine(network, model.device, model.threads, model.precision, batch=model.batch)
+
+
+def open_stream(
+    config: Config,
+    engine: Engine,
+    *,
+    keep_full: bool = False,
+    clock: Callable[[], int] = time.monotonic_ns,
+) -> Source:
+    """The configured source, at the size and rate that the engine takes.
+
+    Raises:
+        MediaError: it cannot be opened.
+    """
+    return open_source(
+        config.source.uri,
+        stream=config.source.stream,
+        image_size_px=(engine.image_px, engine.image_px),
+        keep_full=keep_full,
+        sample_rate_hz=engine.sample_rate_hz,
+        fps=config.source.folder_fps,
+        clock=clock,
+    )
+
+
+def pipeline_options(config: Config) -> PipelineOptions:
+    """What the configuration says about the pipeline."""
+    return PipelineOptions(
+        policy=config.source.policy,
+        pace=config.source.pace,
+        capacity=config.queue.capacity,
+        max_age_ms=config.queue.max_age_ms,
+        anchor=config.sync.anchor,
+        lag_ms=config.sync.lag_ms,
+        audio_wait_ms=config.sync.audio_wait_ms,
+    )
+
+
+def open_intake(
+    config: Config,
+    engine: Engine,
+    ring: ReplayRing,
+    instance: str,
+    learner: Callable[[Order], Future[Answer]] | None = None,
+) -> Intake:
+    """The configured intake of labels, at work.
+
+    Args:
+        config: all that the daemon is told.
+        engine: the network that labels are for.
+        ring: what it is shown, for labels by reference.
+        instance: names this run of the daemon.
+        learner: takes orders; None: nothing is learned.
+
+    Raises:
+        SpoolError: the spool cannot be opened.
+        EndpointError: the address is malformed, public, in use or not permitted.
+    """
+    intake = config.intake
+    folder = spool_folder(config)
+    spool = Spool(folder, max_clips=intake.max_clips, max_bytes=intake.max_mb * 1_000_000)
+    rules = LabelRules(
+        window_s=engine.window_s,
+        categories=engine.categories,
+        closed=intake.classes == "closed",
+        instance=instance,
+    )
+    try:
+        desk = LabelDesk(spool, ring, rules, learner=learner)
+        opened = Intake(intake.endpoint, desk, insecure=intake.insecure)
+    except BaseException:
+        spool.close()
+        raise
+    _log.info("labels at %s, kept in %s", opened.endpoint, folder)
+    return opened
+
+
+def _as_learned(config: Config, base: Network) -> Network:
+    """The newest checkpoint of the learner, where there is one on this base."""
+    content = tensor_hash(tensors_of(base))
+    for kept in reversed(LearnStore(learned_folder(config)).all()):
+        if kept.learned.base == content and kept.learned.cursor:
+            try:
+                network = load(
+                    kept.weights,
+                    backbone_weights=config.model.backbone_weights,
+                    audio_weights=config.model.audio_weights,
+                )
+            except WeightsError as error:
+                _log.warning("version %s is passed over: %s", kept.learned.version, error)
+                continue
+            _log.info("version %s is served, as learned before", kept.learned.version)
+            return network
+    return base

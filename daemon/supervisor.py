@@ -1,0 +1,368 @@
+"""The learner's process, watched: started, listened to, started again when it dies or hangs.
+
+Nothing that the learner does, its death included, stops the masks. On Linux it runs under
+SCHED_IDLE, with all threads: it takes what masks leave of the processor and nothing else (measured
+on two cores, p99 of masks was 0.7 to 0.8 of what it was without; `nice 19` with one thread made it
+3 to 4 times as long). So it may stand still for long without being hung, and its deadline counts
+the time that it computed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from .config import Config
+from .infos import LearnerInfo
+from .labels import Answer, Refused
+from .learnline import (
+    DaemonEnd,
+    FromLearner,
+    Offer,
+    OfferedWeights,
+    Shape,
+    Told,
+    WeightsRefusedError,
+    looked_at,
+)
+from .orders import Carried, Order
+from .wire import WireError
+
+Announce = Callable[[str, str, Mapping[str, bool | int | float | str]], None]
+"""Called as (kind, detail, data) from the supervisor's thread; see `messages.Event`."""
+
+_TICK_MS: Final = 50
+_START_S: Final = 900.0
+_STARVED: Final = 10
+"""The learner may stand still for so many times its deadline, as long as it computes nothing."""
+_WINDOW_S: Final = 600.0
+_DUMP_S: Final = 1.0
+_LEAVE_S: Final = 30.0
+_ORDER_S: Final = 60.0
+_REFUSED: Final = 2
+_log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Keeps one learner alive until it is closed.
+
+    Args:
+        config: all that the daemon is told.
+        layout: of the serving form, see `learnline.looked_at`.
+        announce: tells the bus what happens.
+        command: what starts a learner; the endpoint is added, the configuration comes on stdin.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        layout: Mapping[str, tuple[Shape, str]],
+        announce: Announce,
+        *,
+        command: tuple[str, ...] = (sys.executable, "-m", "atlasd.daemon.learnermain"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config, self._layout, self._announce = config, layout, announce
+        self._command, self._clock = command, clock
+        self._folder = Path(tempfile.mkdtemp(prefix="atlasd-"))
+        self._lock = threading.Lock()
+        self._info = LearnerInfo(state="starting", method=config.learner.method)
+        self._offered: OfferedWeights | None = None
+        self._orders: queue.SimpleQueue[tuple[Order, Future[Answer]]] = queue.SimpleQueue()
+        self._asked: dict[int, tuple[Order, Future[Answer], float]] = {}
+        self._number = 0
+        self._deaths: deque[float] = deque()
+        self._restarts = 0
+        self._life: _Life | None = None
+        self._start_at: float | None = clock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="atlasd-supervisor", daemon=True)
+        self._thread.start()
+
+    def info(self) -> LearnerInfo:
+        """How the learner does."""
+        with self._lock:
+            return self._info
+
+    def take(self) -> OfferedWeights | None:
+        """The newest weights that were offered since the last call, None where none were."""
+        with self._lock:
+            offered, self._offered = self._offered, None
+            return offered
+
+    def order(self, order: Order) -> Future[Answer]:
+        """Pass an order on; the answer comes when the learner has carried it out."""
+        answer: Future[Answer] = Future()
+        self._orders.put((order, answer))
+        return answer
+
+    def close(self) -> None:
+        """Let the learner keep what it has, and end it; closing twice is harmless."""
+        self._closing.set()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # The supervisor's thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.is_set():
+                self._turn()
+        except Exception as error:  # noqa: BLE001 - whatever it is, masks go on
+            _log.exception("the learner is not watched any more; masks go on")
+            self._set(state="failed", detail=f"{type(error).__name__}: {error}"[:4000])
+        finally:
+            self._leave()
+
+    def _turn(self) -> None:
+        life = self._life
+        if life is None:
+            if self._start_at is not None and self._clock() >= self._start_at:
+                self._begin()
+            else:
+                self._closing.wait(_TICK_MS / 1000)
+        else:
+            self._listen(life)
+            code = life.process.poll()
+            if code is not None:
+                self._listen(life)
+                self._bury(life, _cause(code), final=code == _REFUSED)
+            elif life.is_hung():
+                life.dump_and_kill()
+                self._bury(life, f"made no progress in {self._config.learner.hang_s:g} s", False)
+        self._pass_on()
+
+    def _begin(self) -> None:
+        self._start_at = None
+        self._life = _Life(
+            self._config, self._command, self._folder / f"line-{self._restarts}", self._clock
+        )
+
+    def _listen(self, life: _Life) -> None:
+        try:
+            for said in life.line.received(_TICK_MS):
+                life.progressed(said)
+                self._hear(said)
+        except WireError as error:
+            _log.error("%s", error)
+            life.process.kill()
+
+    def _hear(self, said: FromLearner) -> None:
+        match said:
+            case LearnerInfo():
+                with self._lock:
+                    self._info = replace(said, restarts=self._restarts)
+            case Told():
+                self._announce(said.kind, said.detail, said.data)
+            case (offer, blob):
+                self._look_at(offer, blob)
+            case _:
+                if said.request is not None and said.request in self._asked:
+                    order, answer, _ = self._asked.pop(said.request)
+                    answer.set_result(replace(said, request=order.request))
+
+    def _look_at(self, offer: Offer, blob: bytes) -> None:
+        try:
+            offered = looked_at(offer, blob, self._layout)
+        except WeightsRefusedError as error:
+            _log.error("%s", error)
+            self._announce("weights_refused", str(error), {"version": offer.version})
+            return
+        with self._lock:
+            self._offered = offered
+
+    def _bury(self, life: _Life, cause: str, final: bool) -> None:
+        """Note a death, and decide when the next life begins."""
+        life.close()
+        self._life = None
+        now = self._clock()
+        self._deaths.append(now)
+        while now - self._deaths[0] > _WINDOW_S:
+            self._deaths.popleft()
+        said = self.info()
+        if final and said.state == "failed":
+            detail = said.detail
+        elif final or len(self._deaths) > self._config.learner.max_restarts:
+            final = True
+            detail = f"the learner {cause}, {len(self._deaths)} times in ten minutes"
+        else:
+            detail = f"the learner {cause}; it is started again"
+            self._restarts += 1
+            self._start_at = now + min(30.0, 2.0 ** (len(self._deaths) - 1))
+        if final:
+            detail += "; nothing is learned until `atlasd resume`, masks go on"
+        self._set(
+            state="failed" if final else "restarting",
+            detail=detail[:4000],
+            pid=0,
+            restarts=self._restarts,
+        )
+        _log.error("%s", detail)
+        self._announce("learner_died", detail, {"restarts": self._restarts, "final": final})
+        for number in list(self._asked):
+            self._fail(number, f"the learner {cause} before it answered; ask again")
+
+    # Orders.
+
+    def _pass_on(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._pass(*self._orders.get_nowait())
+        for number, (_, _, deadline) in list(self._asked.items()):
+            if self._clock() >= deadline:
+                self._fail(number, f"the learner did not answer within {_ORDER_S:g} s; ask again")
+
+    def _pass(self, order: Order, answer: Future[Answer]) -> None:
+        if self._life is None and order.order == "resume" and self._start_at is None:
+            self._deaths.clear()
+            self._restarts += 1
+            self._start_at = self._clock()
+            self._set(state="starting", detail="")
+            detail = "the learner is started again"
+            answer.set_result(Carried(request=order.request, order="resume", detail=detail))
+            return
+        self._number += 1
+        numbered = replace(order, request=self._number)
+        if self._life is None or not self._life.line.order(numbered):
+            info = self.info()
+            answer.set_result(_cannot(order, f"the learner is {info.state}: {info.detail}"))
+            return
+        self._asked[self._number] = (order, answer, self._clock() + _ORDER_S)
+
+    def _fail(self, number: int, why: str) -> None:
+        order, answer, _ = self._asked.pop(number)
+        answer.set_result(_cannot(order, why))
+
+    # The end.
+
+    def _leave(self) -> None:
+        if self._life is not None:
+            self._life.end(self._hear)
+            self._life.close()
+        self._set(state="stopped", detail="", pid=0)
+        for number in list(self._asked):
+            self._fail(number, "the daemon leaves")
+        with suppress(queue.Empty):
+            while True:
+                order, answer = self._orders.get_nowait()
+                answer.set_result(_cannot(order, "the daemon leaves"))
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _set(self, **changes: object) -> None:
+        with self._lock:
+            self._info = replace(self._info, **changes)
+
+
+class _Life:
+    """One process of the learner, and the line to it."""
+
+    def __init__(
+        self, config: Config, command: tuple[str, ...], socket: Path, clock: Callable[[], float]
+    ) -> None:
+        self._clock = clock
+        self._hang_s = config.learner.hang_s
+        self._is_up = False
+        self.line = DaemonEnd(f"ipc://{socket}")
+        self.process = subprocess.Popen(
+            [*command, self.line.endpoint], stdin=subprocess.PIPE, start_new_session=True
+        )
+        _give_way(self.process.pid)
+        with suppress(BrokenPipeError):
+            assert self.process.stdin is not None  # noqa: S101  as asked for
+            self.process.stdin.write(config.model_dump_json().encode())
+            self.process.stdin.close()
+        self._heard_at, self._computed_s = clock(), 0.0
+
+    def progressed(self, said: FromLearner) -> None:
+        """It said something."""
+        self._is_up = self._is_up or not (
+            isinstance(said, LearnerInfo) and said.state == "starting"
+        )
+        self._heard_at, self._computed_s = self._clock(), _computed_s(self.process.pid)
+
+    def is_hung(self) -> bool:
+        """Whether it computed, or stood still, for too long without a word."""
+        silent_s = self._clock() - self._heard_at
+        if not self._is_up:
+            return silent_s > _START_S
+        computed_s = _computed_s(self.process.pid) - self._computed_s
+        return computed_s > self._hang_s or silent_s > _STARVED * self._hang_s
+
+    def dump_and_kill(self) -> None:
+        """Let it write where it stands to the log, then kill it."""
+        self.process.send_signal(signal.SIGUSR1)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_DUMP_S)
+        self.process.kill()
+        self.process.wait()
+
+    def end(self, hear: Callable[[FromLearner], None]) -> None:
+        """Ask it to leave, and listen to its last words."""
+        self.line.stop()
+        deadline = self._clock() + _LEAVE_S
+        with suppress(WireError):
+            while self.process.poll() is None and self._clock() < deadline:
+                for said in self.line.received(_TICK_MS):
+                    hear(said)
+
+    def close(self) -> None:
+        """Kill what is left, and free the line."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.line.close()
+
+
+def _give_way(pid: int) -> None:
+    """Let a process run only where nothing else wants the processor; its threads inherit it."""
+    with suppress(OSError):
+        if hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+        else:
+            os.setpriority(os.PRIO_PROCESS, pid, 19)
+
+
+def _computed_s(pid: int) -> float:
+    """Processor seconds of a process, all threads; 0 where nobody tells."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _cause(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def _cannot(order: Order, why: str) -> Refused:
+    return Refused(request=order.request, code="no_learner", detail=why[:4000])

@@ -1,0 +1,354 @@
+"""Learning in service: what is learned, judged, kept and gone back to."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from atlasd.daemon import learnstore
+from atlasd.daemon.labelclips import load, write_clip
+from atlasd.daemon.labels import pack_stored
+from atlasd.daemon.learning import Learning, LearningError
+from atlasd.daemon.learnstore import LearnStore
+from atlasd.daemon.notices import Happening, LearningRules, Publication
+from atlasd.daemon.onlinelearner import LearnSettings, OnlineLearner
+from atlasd.daemon.spool import Spool
+from atlasd.model.presets import build
+from atlasd.model.presets import load as load_network
+from atlasd.streams.clips import LabeledClip
+from atlasd.streams.toyworld import make_clip
+from served import tiny_network
+
+NS = 1_000_000_000
+SETTINGS = LearnSettings(method="atlas", lr=3e-3, passes=1, frames=8)
+RULES = LearningRules(clips=2, wait_s=5, canary_drop=0.1, canary_wait_s=7, checkpoint_s=0)
+ONE_THREAD = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(ONE_THREAD)
+
+
+def toy(seed: int, category: str = "bell") -> LabeledClip:
+    made = make_clip(seed, size_px=64, kind="plain").labeled_clip()
+    return dataclasses.replace(made, category=category, clip_id=f"clip-{seed}")
+
+
+def inverted(clip: LabeledClip) -> LabeledClip:
+    return dataclasses.replace(clip, masks=1 - clip.masks, clip_id=f"{clip.clip_id}-inverted")
+
+
+def base():
+    return tiny_network()
+
+
+class Bench:
+    """A learner with its spool, its store and clocks that stand still."""
+
+    def __init__(self, folder: Path, settings=SETTINGS, rules=RULES, network=None):
+        self.folder, self.settings, self.rules = folder, settings, rules
+        self.network = network or base()
+        self.time_ns = 0
+        self.spool = Spool(folder / "spool", clock=lambda: self.time_ns)
+        self.told: list[Publication | Happening] = []
+        self.begin()
+
+    def begin(self):
+        """As a new process does."""
+        self.store = LearnStore(self.folder / "learned", keep=3)
+        self.learning = Learning(
+            self.network,
+            self.settings,
+            self.rules,
+            self.spool,
+            self.store,
+            self.told.append,
+            clock=lambda: self.time_ns,
+            now=lambda: self.time_ns,
+        )
+        return self.learning
+
+    def put(self, *clips: LabeledClip):
+        for clip in clips:
+            self.spool.append(clip.clip_id, pack_stored(write_clip(clip)))
+
+    def turns(self) -> int:
+        return sum(1 for _ in itertools.takewhile(lambda _: self.learning.turn(), range(1000)))
+
+    def wait(self, seconds: float):
+        self.time_ns += round(seconds * NS)
+
+    @property
+    def publications(self) -> list[Publication]:
+        return [n for n in self.told if isinstance(n, Publication)]
+
+    @property
+    def kinds(self) -> list[str]:
+        return [n.kind for n in self.told if isinstance(n, Happening)]
+
+    def states(self):
+        return self.spool.status().clips
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path)
+    yield made
+    made.spool.close()
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_batch_is_learned_and_published_once_the_next_one_judged_it(bench):
+    bench.put(*(toy(k) for k in range(4)))
+    assert bench.turns() == 2
+    info = bench.learning.info()
+    assert (info.batch, info.candidate, info.clips, info.steps) == (1, 2, 4, 4)
+    (published,) = bench.publications
+    assert (published.batch, published.reason) == (1, "learned")
+    assert published.version == info.version
+    assert info.checkpoint == 1
+    assert 0 <= info.score <= 1
+    assert info.a_auc is not None
+
+
+def test_clips_wait_for_a_batch_to_fill_and_not_for_ever(bench):
+    bench.put(toy(0))
+    assert bench.turns() == 0
+    bench.wait(5)
+    assert bench.turns() == 1
+    assert bench.learning.info().candidate == 1
+
+
+def test_a_candidate_without_successor_is_published_unjudged_and_kept_when_judged(bench):
+    bench.put(toy(0), toy(1))
+    bench.turns()
+    assert not bench.publications
+    bench.wait(7)
+    bench.turns()
+    (published,) = bench.publications
+    assert published.reason == "unjudged"
+    assert bench.learning.info().checkpoint == 0
+    bench.put(toy(2), toy(3))
+    bench.turns()
+    assert bench.learning.info().version == published.version
+    assert len(bench.publications) == 1
+
+
+def test_published_tensors_are_the_serving_form_of_the_weights_that_are_kept(bench):
+    bench.put(*(toy(k) for k in range(4)))
+    bench.turns()
+    (published,) = bench.publications
+    kept = load_network(bench.store.all()[-1].weights)
+    served = kept.for_serving().state_dict()
+    assert set(published.tensors) <= set(served)
+    for name, tensor in published.tensors.items():
+        torch.testing.assert_close(tensor, served[name].contiguous(), rtol=0, atol=0)
+    untouched = bench.network.for_serving().state_dict()
+    moved = {n for n in served if n not in untouched or not torch.equal(served[n], untouched[n])}
+    assert moved
+    assert moved <= set(published.tensors)
+
+
+def test_contradicting_labels_are_refused_and_set_aside(tmp_path):
+    """Poison among good clips: the learner goes back, and a person decides."""
+    settings = dataclasses.replace(SETTINGS, passes=20, lr=1e-2, parts="all")
+    bench = Bench(tmp_path, settings, dataclasses.replace(RULES, canary_drop=0.05))
+    with bench.spool:
+        bench.put(*(toy(k) for k in range(4)))
+        bench.turns()
+        good = bench.publications[-1].version
+        bench.put(*(inverted(toy(k)) for k in (4, 5)), *(toy(k) for k in (6, 7)))
+        bench.turns()
+        info = bench.learning.info()
+        assert info.refused == 1
+        assert "batch_refused" in bench.kinds
+        (aside,) = bench.spool.status().set_aside
+        assert aside.ids == ("clip-4-inverted", "clip-5-inverted")
+        assert "canary" in aside.reason
+        alone = Bench(tmp_path / "alone", settings, bench.rules)
+        with alone.spool:
+            alone.put(*(toy(k) for k in (0, 1, 2, 3)))
+            alone.turns()
+            assert good == alone.publications[-1].version
+        bench.learning.discard(aside.number)
+        assert bench.states()["discarded"] == 2
+
+
+@pytest.mark.parametrize("checkpoint_s", [0, 1e9])
+def test_a_learner_that_was_killed_anywhere_ends_with_the_same_weights(tmp_path, checkpoint_s):
+    rules = dataclasses.replace(RULES, checkpoint_s=checkpoint_s)
+    clips = [toy(k, category) for k, category in enumerate(("bell", "drum", "bell") * 3)]
+    through, cut = (Bench(tmp_path / name, rules=rules) for name in ("through", "cut"))
+    with through.spool, cut.spool:
+        for bench in (through, cut):
+            bench.put(*clips[:8])
+        through.turns()
+        for turns in (1, 2, 1, 3):
+            for _ in range(turns):
+                cut.learning.turn()
+            cut.begin()  # what was not kept is learned again
+        cut.turns()
+        for bench in (through, cut):
+            bench.learning.checkpoint()
+        ends = [bench.store.newest() for bench in (through, cut)]
+        assert ends[0][0].learned.version == ends[1][0].learned.version
+        assert ends[0][0].learned.tally == ends[1][0].learned.tally
+        assert ends[0][0].learned.cursor == 4
+        assert same(ends[0][1].tensors, ends[1][1].tensors)
+
+
+def test_what_a_checkpoint_holds_is_not_learned_again(bench):
+    bench.put(*(toy(k) for k in range(4)))
+    bench.turns()
+    bench.learning.checkpoint()
+    assert bench.learning.info().batch == 2
+    assert bench.states() == {"consumed": 4}
+    bench.begin()
+    assert bench.turns() == 0
+    assert bench.learning.info().clips == 4
+    assert bench.publications[-1].reason == "resumed"
+    assert bench.publications[-1].version == bench.learning.info().version
+
+
+def test_new_classes_get_rows_and_old_rows_stay(bench):
+    bench.put(toy(0, "bell"), toy(1, "drum"), toy(2, "horn"), toy(3, "bell"))
+    bench.turns()
+    bench.learning.checkpoint()
+    assert bench.publications[0].categories == ("bell", "drum")
+    bench.wait(7)
+    network = load_network(bench.store.all()[-1].weights)
+    assert network.preset.categories == ("bell", "drum", "horn")
+    bench.begin()
+    assert bench.publications[-1].categories == ("bell", "drum", "horn")
+    assert bench.publications[-1].tensors["head.linear.weight"].shape[0] == 3
+
+
+def test_going_back_restores_the_weights_and_sets_aside_what_came_after(bench):
+    bench.put(*(toy(k) for k in range(6)))
+    bench.turns()
+    versions = bench.learning.versions()
+    assert [v.batch for v in versions] == [0, 1, 2]
+    assert [v.served for v in versions] == [False, False, True]
+    first = next(p for p in bench.publications if p.batch == 1)
+    assert bench.learning.rollback() == versions[1].version
+    back = bench.publications[-1]
+    assert (back.reason, back.version) == ("rollback", first.version)
+    assert same(back.tensors, first.tensors)
+    assert [a.number for a in bench.spool.status().set_aside] == [2, 3]
+    assert bench.turns() == 0
+    bench.learning.release(2)
+    bench.turns()
+    assert bench.learning.info().candidate == 4
+    with pytest.raises(LearningError, match="kept are"):
+        bench.learning.rollback("nonsense")
+
+
+def test_going_back_survives_a_restart(bench):
+    bench.put(*(toy(k) for k in range(6)))
+    bench.turns()
+    to = bench.learning.rollback(bench.learning.versions()[0].version)
+    bench.begin()
+    assert bench.learning.info().version == to
+    assert bench.turns() == 0
+
+
+def test_a_paused_learner_learns_nothing_and_goes_on_when_resumed(bench):
+    bench.learning.pause()
+    bench.put(toy(0), toy(1))
+    assert bench.turns() == 0
+    assert bench.learning.info().state == "paused"
+    bench.learning.resume()
+    assert bench.turns() == 1
+
+
+def test_a_batch_that_gives_no_finite_loss_is_set_aside(tmp_path):
+    bench = Bench(tmp_path, dataclasses.replace(SETTINGS, lr=1e30, clip_norm=0, parts="all"))
+    with bench.spool:
+        before = {k: v.clone() for k, v in bench.store.newest()[1].tensors.items()}
+        bench.put(*(toy(k) for k in range(2)))
+        bench.turns()
+        bench.learning.checkpoint()
+        assert "batch_refused" in bench.kinds
+        assert bench.states() == {"quarantined": 2}
+        assert same(before, bench.store.newest()[1].tensors)
+
+
+def test_a_damaged_payload_is_set_aside_and_the_rest_is_learned(bench):
+    bench.put(*(toy(k) for k in range(4)))
+    bench.spool._db.execute("UPDATE payloads SET payload = x'00' WHERE sequence = 1")
+    bench.turns()
+    assert bench.learning.info().clips == 2
+    assert bench.states()["quarantined"] == 2
+
+
+def test_a_full_disk_halts_learning_says_so_and_is_tried_again(bench, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learnstore.checkpoints, "save", full)
+        bench.put(*(toy(k) for k in range(6)))
+        bench.turns()
+        info = bench.learning.info()
+        assert info.state == "halted"
+        assert "No space left" in info.detail
+        assert bench.kinds.count("learner_halted") == 1
+        assert bench.publications[-1].batch == 1
+        bench.wait(60)
+        bench.turns()
+        assert bench.kinds.count("learner_halted") == 1
+    bench.wait(60)
+    bench.turns()
+    assert bench.learning.info().state == "waiting"
+    assert bench.learning.info().clips == 6
+
+
+def test_a_broken_checkpoint_is_passed_over(bench):
+    bench.put(*(toy(k) for k in range(6)))
+    bench.turns()
+    newest = bench.store.all()[-1]
+    state = newest.folder / learnstore.STATE
+    content = bytearray(state.read_bytes())
+    content[-9] ^= 1
+    state.write_bytes(content)
+    bench.begin()
+    assert bench.learning.info().batch == newest.learned.cursor - 1
+    bench.turns()
+    assert bench.learning.info().clips == 6
+
+
+def test_another_base_or_method_is_refused(bench):
+    bench.network = build("tiny", seed=5)
+    with pytest.raises(LearningError, match="move"):
+        bench.begin()
+
+
+def test_the_base_stays_as_it_is_and_only_adapters_move(bench):
+    before = {n: p.detach().clone() for n, p in bench.network.named_parameters()}
+    bench.put(*(toy(k) for k in range(4)))
+    bench.turns()
+    after = dict(bench.network.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    learner = OnlineLearner(base(), SETTINGS)
+    moving = {n for n, p in learner.network.named_parameters() if p.requires_grad}
+    assert all(".lora_" in n or n.startswith(("conditioning.", "fusion.", "head.")) for n in moving)
+
+
+def test_the_prequential_score_is_of_predictions_before_learning(bench):
+    clips = [toy(k) for k in range(2)]
+    bench.put(*clips)
+    fresh = OnlineLearner(base(), SETTINGS)
+    stored = [load(pack_stored(write_clip(clip))) for clip in clips]
+    expected = fresh.score(fresh.batches(stored))
+    bench.turns()
+    assert bench.learning.info().score == pytest.approx(float(np.mean(expected)))
