@@ -14,8 +14,8 @@ from atlasd.tools.runspec import RunSpec
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "toy"
-    counts = {"train": 7, "val": 2, "test": 3}
-    return write_dataset(root, counts, ms3_counts={"train": 6, "val": 3, "test": 3}, size_px=64)
+    counts = {"train": 7, "val": 1, "test": 1}
+    return write_dataset(root, counts, ms3_counts={"train": 2, "val": 1, "test": 1}, size_px=16)
 
 
 def trained(data, **told):

@@ -1,0 +1,10 @@
+"""One thread for all that computes, here and in the processes that tests start.
+
+Networks in tests are so small that threads wait for each other longer than they compute: on two
+cores, with other processes at work on them, a step of `tiny` took 20 ms with one thread and over a
+second with two. Torch and numpy read this when they are imported, which is after this file is.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
