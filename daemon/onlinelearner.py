@@ -162,15 +162,7 @@ class OnlineLearner:
             batches: what to predict.
             network: what predicts; None: this one.
         """
-        asked = network or self.network
-        device = next(asked.parameters()).device
-        found: list[NDArray[np.float64]] = []
-        with torch.no_grad():
-            for batch in batches:
-                out = answer(asked, {name: value.to(device) for name, value in batch.items()})
-                pred = (out.mask_logits > 0).cpu().numpy()
-                found.append(frame_iou(pred, batch["masks"].numpy().astype(np.bool_)))
-        return np.concatenate(found)
+        return frame_scores(network or self.network, batches)
 
     def learn(
         self,
@@ -246,6 +238,18 @@ class OnlineLearner:
         self.trainer.method.begin(None)
         self._steps_before = self.steps
         self.trainer.next_part(_ENDLESS, {})
+
+
+@torch.no_grad()
+def frame_scores(network: Network, batches: Sequence[Batch]) -> NDArray[np.float64]:
+    """J of each frame, float64 (n,), at the network's size; see `model.metrics.frame_iou`."""
+    device = next(network.parameters()).device
+    found: list[NDArray[np.float64]] = []
+    for batch in batches:
+        out = answer(network, {name: value.to(device) for name, value in batch.items()})
+        pred = (out.mask_logits > 0).cpu().numpy()
+        found.append(frame_iou(pred, batch["masks"].numpy().astype(np.bool_)))
+    return np.concatenate(found)
 
 
 def _copy(base: Network, parts: Literal["adapters", "all"]) -> Network:

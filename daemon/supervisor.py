@@ -110,7 +110,10 @@ class Supervisor:
     def order(self, order: Order) -> Future[Answer]:
         """Pass an order on; the answer comes when the learner has carried it out."""
         answer: Future[Answer] = Future()
-        self._orders.put((order, answer))
+        if self._closing.is_set():
+            answer.set_result(_cannot(order, "the daemon leaves"))
+        else:
+            self._orders.put((order, answer))
         return answer
 
     def close(self) -> None:

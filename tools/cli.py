@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from . import clilabels, clilearner
-from .climeasure import bench_app, score_app
+from .climeasure import bench_app, score_app, study
 
 if TYPE_CHECKING:
     from ..daemon.config import Config
@@ -36,6 +36,7 @@ app.add_typer(dataset_app, name="dataset")
 app.add_typer(score_app, name="score")
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
+app.command()(study)
 clilabels.add_to(app)
 clilearner.add_to(app)
 

@@ -29,7 +29,7 @@ _INK, _FAINT = "#222222", "#cccccc"
 _COLUMNS = 4
 _DPI = 200
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -78,7 +78,7 @@ def svg(figure: Figure) -> bytes:
 
 def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
     data = io.BytesIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure.savefig(data, format=kind, dpi=_DPI, metadata=metadata, facecolor="white")
     return data.getvalue()
 
@@ -87,7 +87,7 @@ def draw_heat_maps(maps: Sequence[HeatMap], measure: str) -> Figure:
     """One map a system over one scale of colours; what was not scored stays blank."""
     T = max(len(one.matrix) for one in maps)
     top = 100 * max(float(np.nanmax(one.matrix)) for one in maps) or 1.0
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _fixed(len(maps), (2.7, 2.9), _Box(0.5, 0.5, 2.1, 2.1), right=0.8)
         image = None
         for place, (one, ax) in enumerate(zip(maps, axes, strict=True)):
@@ -131,7 +131,7 @@ def _write_cells(ax: Axes, matrix: np.ndarray[Any, Any], top: float) -> None:
 def draw_transfers(points: Sequence[Transfer], look: Mapping[str, Style], measure: str) -> Figure:
     """One panel a setting: FWT upwards, forgetting to the right, bars of one sd."""
     settings = _settings(point.setting for point in points)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _panels(len(settings))
         for setting, ax in zip(settings, axes, strict=True):
             for point in (p for p in points if p.setting == setting):
@@ -156,7 +156,7 @@ def draw_transfers(points: Sequence[Transfer], look: Mapping[str, Style], measur
 def draw_anytime(curves: Sequence[AnytimeCurve], look: Mapping[str, Style], measure: str) -> Figure:
     """One panel a setting: the score along the stream, with a band of one sd."""
     settings = _settings(curve.setting for curve in curves)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _panels(len(settings))
         for setting, ax in zip(settings, axes, strict=True):
             own = [curve for curve in curves if curve.setting == setting]
@@ -187,7 +187,7 @@ def draw_radars(radars: Sequence[Radar], look: Mapping[str, Style], measure: str
     """One radar a system, the others faint behind it, its raw values below."""
     angles = np.linspace(0, 2 * np.pi, len(AXES) + 1)
     outlines = [[max(0.0, one.axes[axis]) for axis in (*AXES, AXES[0])] for one in radars]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _fixed(len(radars), (2.9, 3.35), _Box(0.6, 0.85, 1.7, 1.7), polar=True)
         for one, outline, ax in zip(radars, outlines, axes, strict=True):
             for other in outlines:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..streams.avsbench import Entry
+from ..streams.avsbench import Entry, Split
 from ..streams.manifest import Manifest, Protocol, ProtocolError
 from ..streams.protocols import ClipInfo, clip_info, make_manifests
 from .runspec import RunSpec
@@ -43,14 +43,25 @@ def clips_of(spec: RunSpec, entries: Iterable[Entry]) -> list[ClipInfo]:
         for entry in entries
         if spec.protocol != "dil-per-category" or entry.category == spec.category
     ]
-    if not spec.clips_per_class:
-        return clips
-    there = Counter(clip.category for clip in clips if clip.split == "train")
-    wanted = {name: min(spec.clips_per_class, there[name]) for name in there if name}
+    return at_even_distances(clips, "train", spec.clips_per_class)
+
+
+def at_even_distances(clips: Sequence[ClipInfo], split: Split, most: int) -> list[ClipInfo]:
+    """Of each category so many clips of a split, at even distances; all others as they are.
+
+    Args:
+        clips: in the data set's order.
+        split: whose clips are thinned out.
+        most: of each category; 0 takes all. Clips without a category all stay.
+    """
+    if not most:
+        return list(clips)
+    there = Counter(clip.category for clip in clips if clip.split == split)
+    wanted = {name: min(most, there[name]) for name in there if name}
     passed: Counter[str | None] = Counter()
     chosen: list[ClipInfo] = []
     for clip in clips:
-        if clip.split == "train" and clip.category in wanted:
+        if clip.split == split and clip.category in wanted:
             k, n, m = passed[clip.category], there[clip.category], wanted[clip.category]
             passed[clip.category] += 1
             if (k + 1) * m // n == k * m // n:
