@@ -159,6 +159,21 @@ def bench_learning(
     raise typer.Exit(0 if report.passed else 1)
 
 
+@bench_app.command("live")
+def bench_live(
+    preset: PresetOption = "atlas-lite",
+    frames: Annotated[int, typer.Option(min=50, help="Masks of each of three phases.")] = 1000,
+    fps: Annotated[float, typer.Option(min=1, max=120, help="Of the source.")] = 5.0,
+    threads: Annotated[int, typer.Option(min=0, help="Of the learner; 0: all cores.")] = 0,
+    json_path: ReportOption = None,
+) -> None:
+    """Time masks with the learner off, learning without rest, and off again; and its swaps."""
+    from .livebench import bench_live as bench
+
+    report = bench(preset, frames=frames, fps=fps, threads=threads, json_path=json_path)
+    raise typer.Exit(0 if report.passed else 1)
+
+
 def study(
     out: Annotated[Path, typer.Option(help="The experiment's folder; cut short, it goes on.")],
     data: Annotated[

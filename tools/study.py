@@ -57,7 +57,7 @@ def study(
         folder.
 
     Raises:
-        StudyError: a daemon did not do what it must.
+        LiveError: a daemon did not do what it must.
         DatasetError, ProtocolError: the data set.
     """
     console = console or Console()

@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress
 
-from ..daemon.client import Subscription, subscribe
 from ..daemon.clipbatch import batches_of
 from ..daemon.config import Config, load_config
 from ..daemon.labelclient import LabelClient
 from ..daemon.learnstore import LearnStore
-from ..daemon.messages import Event, Mask, Status
+from ..daemon.messages import Status
 from ..daemon.onlinelearner import frame_scores
 from ..daemon.orders import Order
 from ..model.method import Batch
 from ..model.presets import load
 from ..streams.clips import Clip, LabeledClip
 from .label import LabelFacts, label_of_entry
+from .livedaemon import PATIENCE_S, LiveDaemon
 from .runfolder import write_json
 from .studyplan import StudyOptions, StudyPlan
 
-Phase = Literal["before", "during", "after"]
-
-_PATIENCE_S = 600.0
+_LEARN_S = 3600.0
 _VERSIONS = 64
 _SCORED = 12
 _LABEL_PX = 224
-
-
-class StudyError(Exception):
-    """The experiment cannot go on: what happened, where to look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +124,7 @@ def run_system(
         bar: shows how far it is.
 
     Raises:
-        StudyError: the daemon ended, or did not learn all in time.
+        LiveError: the daemon ended, or did not learn all in time.
     """
     path = folder / "result.json"
     if path.exists():
@@ -140,7 +132,9 @@ def run_system(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="atlasd-study-") as sockets:
         config = _config(options, system, seed, base, video, folder, Path(sockets))
-        result = _Watch(config, folder, plan, options, system, seed, bar).through()
+        result = SystemResult(system.name, seed)
+        watch = _Watch(result, len(plan.stream), bar, f"seed {seed}: {system.title}")
+        _live(config, plan, options.quiet_s, folder, watch, result)
     store = LearnStore(Path(str(config.learner.state)), _VERSIONS)
     result.points = _scored(plan, base, store)
     result.write(path)
@@ -182,120 +176,64 @@ def _config(
 
 
 class _Watch:
-    """A daemon's process from its first mask to its last, and what its bus says."""
+    """What is noted of a daemon while it learns."""
 
-    def __init__(
-        self,
-        config: Config,
-        folder: Path,
-        plan: StudyPlan,
-        options: StudyOptions,
-        system: System,
-        seed: int,
-        bar: Progress,
-    ) -> None:
-        self._config, self._folder, self._plan = config, folder, plan
-        self._options, self._bar = options, bar
-        self._result = SystemResult(system.name, seed)
-        self._phase: Phase = "before"
-        self._times: dict[Phase, list[int]] = {"before": [], "during": [], "after": []}
-        self._latencies: dict[Phase, list[float]] = {"before": [], "during": [], "after": []}
+    def __init__(self, result: SystemResult, clips: int, bar: Progress, title: str) -> None:
+        self._result, self._bar = result, bar
+        self._clips = clips
         self._learned = 0
-        self._aside = 0
-        self._task = bar.add_task(
-            f"seed {seed}: {system.title}", total=len(plan.stream), completed=0
-        )
+        self._task = bar.add_task(title, total=clips)
 
-    def through(self) -> SystemResult:
-        """Run it."""
-        settings = self._folder / "config.json"  # YAML reads JSON
-        settings.write_text(self._config.model_dump_json())
-        command = [sys.executable, "-m", "atlasd.tools.cli", "run", "--config", str(settings)]
-        kinds = (Mask, Event, Status)
-        log = self._folder / "daemon.log"
-        with (
-            log.open("wb") as sink,
-            subscribe(
-                self._config.publish.endpoint, kinds=kinds, mode="all", timeout_s=_PATIENCE_S
-            ) as bus,
-        ):
-            daemon = subprocess.Popen(command, stdout=sink, stderr=sink)
-            try:
-                self._read(bus, log)
-            finally:
-                daemon.terminate()
-                daemon.wait()
-        return self._result
-
-    def _read(self, bus: Subscription, log: Path) -> None:
-        self._until(
-            bus,
-            log,
-            lambda status: status.learner is not None and status.learner.state == "waiting",
-        )
-        self._pass(bus, log, self._options.quiet_s)
-        self._phase = "during"
-        began = time.monotonic()
-        labeler = threading.Thread(target=self._label, daemon=True)
-        labeler.start()
-        self._until(bus, log, lambda _: self._learned + self._aside >= len(self._plan.stream))
-        self._result.learn_s = time.monotonic() - began
-        labeler.join()
-        with LabelClient(self._config.intake.endpoint, timeout_s=_PATIENCE_S) as client:
-            client.order(Order(order="checkpoint"))
-        self._phase = "after"
-        self._pass(bus, log, self._options.quiet_s)
-        for phase, times in self._times.items():
-            self._result.latency_ms[phase] = self._latencies[phase]
-            span_s = (times[-1] - times[0]) / 1e9 if len(times) > 1 else 0.0
-            self._result.fps[phase] = (len(times) - 1) / span_s if span_s else 0.0
-
-    def _label(self) -> None:
-        facts = LabelFacts(provenance="atlasd study")
-        with LabelClient(self._config.intake.endpoint, attempts=10) as client:
-            for clip in self._plan.stream:
-                entry = self._plan.entries[clip]
-                client.put(label_of_entry(entry, facts, size_px=_LABEL_PX))
-
-    def _pass(self, bus: Subscription, log: Path, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        self._until(bus, log, lambda _: time.monotonic() >= deadline)
-
-    def _until(self, bus: Subscription, log: Path, done: Callable[[Status], bool]) -> None:
-        """Read the bus until a status is as wanted."""
-        deadline = time.monotonic() + _PATIENCE_S
-        for message in bus:
-            match message:
-                case Mask():
-                    self._latencies[self._phase].append(
-                        (message.publish_ns - message.capture_ns) / 1e6
-                    )
-                    self._times[self._phase].append(message.publish_ns)
-                case Status():
-                    self._note(message)
-                    if done(message):
-                        return
-                case Event(kind="model_swap"):
-                    self._result.stalls_ms.append(float(message.data["stall_ms"]))
-                case Event(kind="learner_died" | "failed" | "goodbye" | "eos"):
-                    raise StudyError(f"{message.kind}: {message.detail}; see {log}")
-                case _:
-                    pass
-            if time.monotonic() > deadline:
-                raise StudyError(f"nothing new was learned in {_PATIENCE_S:g} s; see {log}")
-        raise StudyError(f"the bus has ended; see {log}")
-
-    def _note(self, status: Status) -> None:
+    def has_learned_all(self, status: Status) -> bool:
+        """Note a status; whether all clips are learned, or set aside."""
         learner, intake = status.learner, status.intake
         if learner is None or intake is None:
-            return
-        self._aside = intake.clips.get("quarantined", 0)
+            return False
         if learner.clips > self._learned and learner.score is not None:
             self._learned = learner.clips
             score, a_auc = learner.score, learner.a_auc or 0.0
             self._result.prequential.append((learner.clips, score, a_auc))
             self._bar.update(self._task, completed=self._learned)
         self._result.refused = learner.refused
+        return self._learned + intake.clips.get("quarantined", 0) >= self._clips
+
+
+def _live(
+    config: Config,
+    plan: StudyPlan,
+    quiet_s: float,
+    folder: Path,
+    watch: _Watch,
+    result: SystemResult,
+) -> None:
+    """Masks alone, masks while the stream is learned, masks alone again."""
+    with LiveDaemon(config, folder) as daemon:
+        daemon.learner_waits()
+        daemon.phase = "before"
+        daemon.masks.clear()
+        daemon.pass_by(quiet_s)
+        daemon.phase = "during"
+        began = time.monotonic()
+        labeler = threading.Thread(target=_label, args=(config, plan), daemon=True)
+        labeler.start()
+        daemon.until(watch.has_learned_all, _LEARN_S)
+        result.learn_s = time.monotonic() - began
+        labeler.join()
+        with LabelClient(config.intake.endpoint, timeout_s=PATIENCE_S) as client:
+            client.order(Order(order="checkpoint"))
+        daemon.phase = "after"
+        daemon.pass_by(quiet_s)
+    for phase, timed in daemon.masks.items():
+        result.latency_ms[phase] = timed.latency_ms
+        result.fps[phase] = timed.fps
+    result.stalls_ms = [float(swap.data["stall_ms"]) for swap in daemon.swaps]
+
+
+def _label(config: Config, plan: StudyPlan) -> None:
+    facts = LabelFacts(provenance="atlasd study")
+    with LabelClient(config.intake.endpoint, attempts=10) as client:
+        for clip in plan.stream:
+            client.put(label_of_entry(plan.entries[clip], facts, size_px=_LABEL_PX))
 
 
 def _scored(plan: StudyPlan, base: Path, store: LearnStore) -> list[Point]:

@@ -1,0 +1,248 @@
+"""Measure what learning costs the masks: latency with the learner off and on, swaps, memory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ..daemon.config import Config, load_config
+from ..daemon.labelclient import LabelClient, LabelRefusedError, NoAnswerError
+from ..daemon.labelclips import write_clip
+from ..daemon.labels import PutClip
+from ..daemon.memory import resident_mb
+from ..daemon.messages import Status
+from ..daemon.orders import Order, OrderName
+from ..streams.sampleclip import make_sample
+from ..streams.toyworld import make_clip
+from .livedaemon import PATIENCE_S, LiveDaemon
+from .machine import machine
+
+LATENCY_BAR = 1.2
+"""Most that p99 of mask latency with the learner on may be of p99 with it off."""
+
+PHASES = ("off", "on", "off again")
+
+_CLIPS = 64
+_PERIOD_S = 1.0
+_SETTLE_S = 5.0
+_PATIENCE_S = 120.0
+_WAITING = 24
+
+
+@dataclass(frozen=True, slots=True)
+class LiveReport:
+    """What `bench_live` measured.
+
+    Attributes:
+        machine: that it was measured on.
+        preset: the network.
+        fps: frames a second of the source.
+        frames: masks of each phase.
+        latency_ms: p50, p95 and p99 of each phase, capture to publication.
+        ratio: p99 with the learner on over p99 of both phases without.
+        learned: clips learned while it was on.
+        swaps: weights swapped in meanwhile.
+        stall_ms: the longest time in which a swap held up frames.
+        frame_ms: the time between two frames, which a stall must not reach.
+        memory_mb: resident set of the daemon's process after warming up, and at the end.
+        passed: whether latency and stalls keep to their bars.
+    """
+
+    machine: str
+    preset: str
+    fps: float
+    frames: int
+    latency_ms: dict[str, dict[str, float]]
+    ratio: float
+    learned: int
+    swaps: int
+    stall_ms: float
+    frame_ms: float
+    memory_mb: tuple[float, float]
+    passed: bool
+
+
+def bench_live(
+    preset: str = "atlas-lite",
+    *,
+    frames: int = 1000,
+    fps: float = 5.0,
+    threads: int = 0,
+    json_path: Path | None = None,
+    console: Console | None = None,
+) -> LiveReport:
+    """Serve a video in real time, with the learner paused, learning without rest, and paused again.
+
+    Args:
+        preset: the network, with its shipped weights.
+        frames: of each phase.
+        fps: of the video.
+        threads: of the learner; 0: all cores.
+        json_path: where to write the report, or None.
+        console: where to print, or None for standard output.
+
+    Raises:
+        LiveError: the daemon did not do what it must.
+    """
+    console = console or Console()
+    with tempfile.TemporaryDirectory(prefix="atlasd-bench-") as folder, _bar(console) as bar:
+        here = Path(folder)
+        config = _config(here, preset, fps, threads, 3 * frames / fps + 120)
+        report = _measured(config, here, preset, frames, fps, bar)
+    if json_path is not None:
+        json_path.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    console.print(_table(report))
+    return report
+
+
+def _config(here: Path, preset: str, fps: float, threads: int, seconds: float) -> Config:
+    video = make_sample(here, world="toy", seconds=seconds, fps=fps, size_px=(160, 120)).video
+    return load_config(
+        overrides=[
+            f"source.uri={video}",
+            "source.policy=live",
+            f"model.preset={preset}",
+            f"publish.endpoint=ipc://{here}/bus",
+            "publish.wait_for_subscriber_s=60",
+            "intake.enabled=true",
+            f"intake.endpoint=ipc://{here}/labels",
+            f"intake.spool={here / 'spool'}",
+            "learner.enabled=true",
+            f"learner.threads={threads}",
+            "learner.checkpoint_s=10",
+        ]
+    )
+
+
+def _measured(
+    config: Config, here: Path, preset: str, frames: int, fps: float, bar: Progress
+) -> LiveReport:
+    stop = threading.Event()
+    labels = [write_clip(make_clip(seed).labeled_clip()) for seed in range(_CLIPS)]
+    labeler = threading.Thread(target=_label, args=(config, labels, stop), daemon=True)
+    learned = 0
+    with LiveDaemon(config, here) as daemon:
+        daemon.learner_waits()
+        _order(config, "pause")
+        daemon.pass_by(_SETTLE_S)
+        memory_mb = [resident_mb(daemon.process.pid) or 0.0]
+        for phase in PHASES:
+            if phase == "on":
+                labeler.start()
+                _order(config, "resume")
+            daemon.phase = phase
+            task = bar.add_task(f"learner {phase}", total=frames)
+            daemon.until(_enough(daemon, phase, frames, bar, task), frames / fps + _PATIENCE_S)
+            if phase == "on":
+                stop.set()
+                labeler.join()
+                learned = _learned(daemon)
+                _order(config, "pause")
+        memory_mb.append(resident_mb(daemon.process.pid) or 0.0)
+    latencies = {
+        phase: {
+            f"p{p}": float(np.percentile(daemon.masks[phase].latency_ms[:frames], p))
+            for p in (50, 95, 99)
+        }
+        for phase in PHASES
+    }
+    without = np.concatenate([daemon.masks[phase].latency_ms[:frames] for phase in PHASES[::2]])
+    ratio = latencies["on"]["p99"] / float(np.percentile(without, 99))
+    stall_ms = max((float(swap.data["stall_ms"]) for swap in daemon.swaps), default=0.0)
+    frame_ms = 1000 / fps
+    return LiveReport(
+        machine=machine(),
+        preset=preset,
+        fps=fps,
+        frames=frames,
+        latency_ms=latencies,
+        ratio=ratio,
+        learned=learned,
+        swaps=len(daemon.swaps),
+        stall_ms=stall_ms,
+        frame_ms=frame_ms,
+        memory_mb=(memory_mb[0], memory_mb[1]),
+        passed=ratio <= LATENCY_BAR and stall_ms < frame_ms and len(daemon.swaps) > 0,
+    )
+
+
+def _enough(
+    daemon: LiveDaemon, phase: str, frames: int, bar: Progress, task: TaskID
+) -> Callable[[Status], bool]:
+    def done(_: Status) -> bool:
+        come = len(daemon.masks[phase].latency_ms) if phase in daemon.masks else 0
+        bar.update(task, completed=min(come, frames))
+        return come >= frames
+
+    return done
+
+
+def _learned(daemon: LiveDaemon) -> int:
+    status = daemon.status
+    return status.learner.clips if status is not None and status.learner is not None else 0
+
+
+def _label(config: Config, labels: Sequence[PutClip], stop: threading.Event) -> None:
+    """Keep clips waiting, so that the learner never rests."""
+    with LabelClient(config.intake.endpoint, attempts=10) as client:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            label = labels[number % len(labels)]
+            try:
+                client.put(replace(label, id=f"{label.id}-{number}"))
+            except (LabelRefusedError, NoAnswerError):
+                stop.wait(_PERIOD_S)
+            stop.wait(0.0 if number < _WAITING else _PERIOD_S)
+
+
+def _order(config: Config, name: OrderName) -> None:
+    with LabelClient(config.intake.endpoint, timeout_s=PATIENCE_S) as client:
+        client.order(Order(order=name))
+
+
+def _table(report: LiveReport) -> Table:
+    title = f"{report.preset} at {report.fps:g} fps beside its learner, {report.machine}"
+    table = Table(title=title)
+    for column in ("mask latency, ms", "p50", "p95", "p99"):
+        table.add_column(column, justify="left" if column == "mask latency, ms" else "right")
+    for phase in PHASES:
+        values = (f"{report.latency_ms[phase][p]:.1f}" for p in ("p50", "p95", "p99"))
+        table.add_row(f"learner {phase}, {report.frames} frames", *values)
+    table.add_row("p99 on ÷ off", "", "", f"{report.ratio:.2f} (≤ {LATENCY_BAR})")
+    stall = f"{report.stall_ms:.1f} (< {report.frame_ms:g})"
+    table.add_row(f"longest stall of {report.swaps} swaps", "", "", stall)
+    table.add_row(f"{report.learned} clips learned; memory, MB", "", "", _memory(report))
+    table.caption = "all bars held" if report.passed else "a bar was missed"
+    return table
+
+
+def _memory(report: LiveReport) -> str:
+    return f"{report.memory_mb[0]:.0f} then {report.memory_mb[1]:.0f}"
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
