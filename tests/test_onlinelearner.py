@@ -1,0 +1,85 @@
+"""One code path: the daemon's learner and the evaluator's stream end with the same weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from atlasd.daemon.onlinelearner import LearnSettings, OnlineLearner
+from atlasd.model.checkpoints import read_tensors
+from atlasd.model.method import MethodError
+from atlasd.streams.avsbench import AVSBench
+from atlasd.streams.manifest import Manifest
+from atlasd.streams.toyworld import write_dataset
+from atlasd.tools.replay import make_network, replay
+from atlasd.tools.runspec import RunSpec
+from served import tiny_network
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("atlas", {"c": 30.0, "growth": "mean", "anchors": 3}), ("finetune", {}), ("si", {"c": 1.0})],
+)
+def test_the_learner_ends_where_the_evaluators_stream_does(tmp_path, method, options):
+    """Every clip of MS3 has five masks: a clip is a step."""
+    data = write_dataset(
+        tmp_path / "toy",
+        {"train": 0, "val": 0, "test": 0},
+        ms3_counts={"train": 30, "val": 3, "test": 3},
+        size_px=64,
+    )
+    spec = RunSpec(
+        data=data,
+        network="tiny",
+        random=True,
+        method=method,
+        options=options,
+        trainable="lora",
+        protocol="task-free",
+        split="10-10",
+        schedule="stream",
+        consolidate="plateau",
+        batch=5,
+        variants=1,
+        score_px=32,
+        score_frames="one",
+        lr=3e-3,
+    )
+    replay(spec, tmp_path / "run")
+    tensors, _ = read_tensors(tmp_path / "run" / "boundary.safetensors")
+    settings = LearnSettings(
+        method=method, options=options, parts="all", lr=3e-3, clip_norm=0.0, frames=5, passes=1
+    )
+    torch.set_num_threads(spec.threads)
+    learner = OnlineLearner(make_network(spec, "lora"), settings)
+    entries = {f"ms3/train/{e.name}": e for e in AVSBench(data, "ms3").clips("train")}
+    order = [
+        clip
+        for task in Manifest.read(tmp_path / "run" / "manifest.json").tasks
+        for clip in task.train
+    ]
+    assert len(order) == 30
+    for number, clip in enumerate(order):
+        learner.learn([entries[clip].labeled_clip(64)], seed=number)
+    own = dict(learner.network.named_parameters())
+    learned = {n.removeprefix("network."): t for n, t in tensors.items() if "network." in n[:8]}
+    assert {n for n, p in own.items() if p.requires_grad} == set(learned)
+    for name, tensor in learned.items():
+        assert torch.equal(own[name], tensor), name
+    if method == "atlas":
+        assert int(learner.trainer.method.state["consolidations"]) > 0
+
+
+def test_a_state_is_a_copy_and_brings_everything_back():
+    learner = OnlineLearner(tiny_network(), LearnSettings())
+    state = learner.state()
+    before = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    again = OnlineLearner(tiny_network(), LearnSettings(), state)
+    with torch.no_grad():
+        for parameter in again.network.trainable_parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(before[name], state.tensors[name]) for name in before)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(MethodError, match="nonsense"):
+        OnlineLearner(tiny_network(), LearnSettings(method="nonsense"))
