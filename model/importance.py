@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .method import Batch
 from .network import Network
@@ -13,7 +13,7 @@ from .network import Network
 
 def mean_gradients(
     network: Network,
-    named: Mapping[str, nn.Parameter],
+    named: Mapping[str, Tensor],
     data: Iterable[Batch],
     scalar: Callable[[Batch], Tensor],
     most: int,

@@ -37,6 +37,7 @@ def in_a_process(*words: str, **kwargs) -> subprocess.CompletedProcess:
         ("feed",),
         ("status",),
         ("train",),
+        ("importance",),
         ("evaluate",),
         ("report",),
         ("dataset", "build"),

@@ -8,11 +8,12 @@ import sys
 
 import pytest
 import torch
-from atlasd.model import checkpoints
+from atlasd.model import baseimportance, checkpoints
 from atlasd.model.presets import load
 from atlasd.streams.avslayout import DatasetError
 from atlasd.streams.toyworld import write_dataset
 from atlasd.tools import audiostage, maskstage
+from atlasd.tools.importancestage import importance
 from atlasd.tools.tagger import TeacherError, Yamnet
 from atlasd.tools.train import TrainError, TrainOptions, train
 from safetensors.torch import load_file
@@ -28,6 +29,7 @@ SMALL = {
     "audio_steps": 2,
     "audio_windows": 24,
     "audio_batch": 8,
+    "importance": 3,
     "threads": 1,
 }
 
@@ -56,6 +58,35 @@ def test_a_run_leaves_a_trained_network_with_its_history(run, data):
     encoder = load_file(run / "audio.safetensors")
     own = network.audio.state_dict()
     assert all(torch.equal(encoder[f"audio.{name}"], value) for name, value in own.items())
+
+
+def test_a_run_leaves_importances_of_the_weights_that_it_keeps(run, data):
+    base = baseimportance.read(run / "best", load(run / "best"))
+    assert max(float(value.max()) for value in base.plain.values()) <= 1
+    assert any(bool(value.any()) for value in base.plain.values())
+    _, metadata = checkpoints.read_tensors(run / "best" / baseimportance.FILE)
+    manifest = json.loads(metadata["manifest"])
+    assert manifest["examples"] == 3
+    assert manifest["notes"]["data"] == json.loads((data / "dataset.json").read_text())["id"]
+
+
+def test_importances_of_weights_that_are_there_are_the_same(run, data, tmp_path):
+    """The command measures what `train` would have, over what stood there."""
+    weights = shutil.copytree(run / "best", tmp_path / "weights")
+    (weights / baseimportance.FILE).write_bytes(b"")
+    told = {"seed": 0, "threads": 1, "device": "cpu"}
+    path = importance(weights, data, examples=3, **told)
+    one, other = (load_file(f / baseimportance.FILE) for f in (run / "best", path.parent))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    with pytest.raises(TrainError, match="is no folder; importances lie in a checkpoint's folder"):
+        importance(path, data, examples=3, **told)
+
+
+def test_a_run_may_leave_no_importances(run, data, tmp_path):
+    options = SMALL | {"epochs": 1, "importance": 0, "audio": run / "audio.safetensors"}
+    best = train(TrainOptions(tmp_path / "run", data=data, **options))
+    assert not (best / baseimportance.FILE).exists()
 
 
 def test_a_run_draws_curves_and_pictures(run):
@@ -141,6 +172,7 @@ def test_a_folder_in_use_is_not_written_over(run, data):
         ({"toy": 1, "audio_steps": 0}, "--audio-steps is 0"),
         ({"toy": 1, "resume": True}, "no run to resume"),
         ({"toy": 1, "stages": "audio", "audio": "x"}, "choose one of both"),
+        ({"toy": 1, "importance": -1}, "--importance is -1; 0 or more pictures"),
         ({"toy": 1, "blend": 2.0}, "--blend is 2.0; a share from 0 to 1"),
         ({"toy": 1, "thin": 1.0}, "--thin is 1.0; a share from 0 to below 1"),
         ({"toy": 1, "keep": ("ears",)}, "--keep ears: the parts are visual, conditioning"),

@@ -272,6 +272,9 @@ def train(
     dice_weight: Annotated[float, typer.Option(min=0, help="Of the Dice loss.")] = 1.0,
     class_weight: Annotated[float, typer.Option(min=0, help="Of the class loss.")] = 0.5,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of both stages.")] = 5e-4,
+    importance: Annotated[
+        int, typer.Option(min=0, help="Pictures to measure importances on at the end; 0: none.")
+    ] = 300,
     audio_epochs: Annotated[int, typer.Option(min=1, help="Of the audio stage.")] = 10,
     audio_steps: Annotated[int, typer.Option(min=1, help="In each of these.")] = 200,
     audio_windows: Annotated[int, typer.Option(min=1, help="Varied windows to hear.")] = 16_000,
@@ -286,6 +289,22 @@ def train(
 
     options |= {"vary": tuple(vary or ()), "keep": tuple(keep or ())}
     typer.echo(f"the best weights: {fit(TrainOptions(**options))}")
+
+
+@app.command()
+def importance(
+    weights: Annotated[Path, typer.Argument(help="A checkpoint's folder; the file goes there.")],
+    data: Annotated[Path, typer.Option(help="A data set in AVSBench's layout.")],
+    examples: Annotated[int, typer.Option(min=1, help="Training pictures to ask.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="Of which pictures.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: its own choice.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+) -> None:
+    """Measure what weights are worth, so that learning on can hold them; `train` does it itself."""
+    from .importancestage import importance as measure
+
+    options = {"examples": examples, "seed": seed, "threads": threads}
+    typer.echo(f"the importances: {measure(weights, data, **options, device=device)}")
 
 
 @app.command()

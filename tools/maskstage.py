@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,11 @@ from numpy.typing import NDArray
 from ..model import checkpoints
 from ..model.audio import AudioFeatures
 from ..model.network import Network
+from ..model.presets import load
 from ..model.training import Settings, Trainer, fit
 from ..streams import corpus
 from ..streams.avsbench import Entry
+from .importancestage import data_id, measure_importance
 from .maskfeed import (
     Casting,
     MaskFeed,
@@ -95,7 +96,25 @@ def train_masks(
         )
 
     fit(trainer, feed, state=state, validate=validate, keep=keep, on_step=on_step, save_every=200)
-    return options.out / "best"
+    best = options.out / "best"
+    if options.importance:
+        _weigh(options, best, roots, log)
+    return best
+
+
+def _weigh(options: TrainOptions, best: Path, roots: Sequence[Path], log: TrainLog) -> None:
+    """Measure what the kept weights are worth, and write it beside them."""
+    network = load(best, backbone_weights=options.backbone, audio_weights=options.audio)
+    bar = log.task("importance", options.importance)
+    measure_importance(
+        network.to(options.torch_device()),
+        best,
+        roots,
+        examples=options.importance,
+        seed=options.seed,
+        command=options.command(),
+        progress=bar.advance,
+    )
 
 
 def _scenes(
@@ -173,14 +192,9 @@ def _pictures(
 
 def _notes(options: TrainOptions, roots: Sequence[Path], seconds: float) -> dict[str, str]:
     """Where the weights come from, for their manifest."""
-    ids: list[str] = []
-    for root in roots:
-        manifest = root / "dataset.json"
-        known = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
-        ids.append(str(known.get("id", root.name)))
     return {
         "command": options.command(),
-        "data": ", ".join(ids),
+        "data": ", ".join(map(data_id, roots)),
         "seed": str(options.seed),
         "threads": str(torch.get_num_threads()),
         "seconds": str(round(seconds)),

@@ -3,7 +3,8 @@
 Two stages. ``audio`` trains the small audio encoder of `atlas-lite` as a tagger of the training
 sounds (other presets bring a published encoder and skip this). ``masks`` freezes it and trains
 LoRA, neck, conditioning, fusion, decoder and head on pictures that meet several sounds each.
-Validation selects what is kept; the test splits are never read.
+Validation selects what is kept; the test splits are never read. At the end the importances of what
+was kept are measured on training clips and written beside it, for those who go on learning.
 
 A run's folder holds ``options.json``, for each stage its state (``audio-state.safetensors``,
 ``masks-state.safetensors``), the encoder (``audio.safetensors``), what became of the corpus
@@ -85,6 +86,8 @@ def _check_numbers(options: TrainOptions) -> None:
             raise TrainError(f"--{name.replace('_', '-')} is {getattr(options, name)}; 1 or more")
     if options.toy < 0:
         raise TrainError(f"--toy is {options.toy}; 0 or more clips")
+    if options.importance < 0:
+        raise TrainError(f"--importance is {options.importance}; 0 or more pictures")
     if not 0 <= options.blend <= 1:
         raise TrainError(f"--blend is {options.blend}; a share from 0 to 1 is needed")
     if not 0 <= options.thin < 1:

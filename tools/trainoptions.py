@@ -69,6 +69,8 @@ class TrainOptions:
         dice_weight: of the Dice term of its loss.
         class_weight: of the class term (the paper's λ_cls).
         weight_decay: of both stages.
+        importance: pictures on which the importances of the kept weights are measured, which a
+            learner holds them by (`model/baseimportance.py`); 0: none are written.
         audio_epochs: of the ``audio`` stage.
         audio_steps: steps in each of these.
         audio_windows: varied windows of sound that it learns from.
@@ -106,6 +108,7 @@ class TrainOptions:
     dice_weight: float = 1.0
     class_weight: float = CLASS_WEIGHT
     weight_decay: float = 5e-4
+    importance: int = 300
     audio_epochs: int = 10
     audio_steps: int = 200
     audio_windows: int = 16_000

@@ -11,6 +11,11 @@ streams without boundaries, Ω is a moving average of step-normalised increments
 how many there were. ``anchors`` over 1, for such streams too, is ours (see `anchorring`): earlier
 points keep pulling for a while, each with its own increment, as `(c/2)·Σ_j Ω_j·(θ − θ*_j)²`.
 
+Ω is zero until the first consolidation, so a deployed network would lose what it can do before.
+`hold_base` is ours too, and the paper's has nothing of it: `(base_c/2)·Σ Ω_base·(W − W_base)²` with
+importances that ship with the weights (see `basepull`), from the first step on, never moved, never
+faded.
+
 ``c=0`` is the ablation without LRA; the one without audio-guided conditioning is the network's
 (`Preset.vary`).
 """
@@ -23,12 +28,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..anchoring import Scope
-from ..anchorring import AnchorRing
+from ..basepull import BaseHeld
 from ..method import MethodError, Trainable
 
 
 @dataclass(eq=False)
-class Atlas(AnchorRing):
+class Atlas(BaseHeld):
     """Low-Rank Anchoring.
 
     Attributes:
@@ -39,6 +44,8 @@ class Atlas(AnchorRing):
         anchors: how many of the latest θ* pull; 1 is the paper's.
         growth: ``sum``, or ``mean``: see above.
         everything: anchor all that trains, not LoRA and decoder alone.
+        base_c: strength of the base's pull where one is held; below 0: c. Its Ω is at most 1 and
+            mostly far smaller: for what ships 100 to 1,000 (docs/log.md).
     """
 
     trainable: ClassVar[Trainable] = "lora"
@@ -48,6 +55,7 @@ class Atlas(AnchorRing):
     gamma: float = 1.0
     growth: str = "sum"
     everything: bool = False
+    base_c: float = -1.0
 
     def __post_init__(self) -> None:
         if self.c < 0 or self.xi <= 0 or not 0 <= self.gamma <= 1 or self.cap <= 0:
@@ -69,6 +77,11 @@ class Atlas(AnchorRing):
     def stiffness(self) -> float:
         """C."""
         return self.c
+
+    @property
+    def base_stiffness(self) -> float:
+        """Of the base's pull."""
+        return self.c if self.base_c < 0 else self.base_c
 
     @property
     def kept(self) -> float:
