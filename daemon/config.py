@@ -140,7 +140,9 @@ class LearnerConfig(_Section):
     method: str = Field(default="atlas", pattern=r"^[a-z][a-z0-9_+-]*$")
     """Continual-learning method, one that needs no boundaries: `atlas`, `finetune`, `si`, `mas`."""
     options: dict[str, bool | int | float | str] = {}
-    """The method's options, over those that suit a stream (of `atlas` growth: mean, anchors: 3)."""
+    """The method's options, over those that suit a stream (docs/learning.md)."""
+    base: Literal["ship", "zero"] = "ship"
+    """`ship`: hold what the weights know by the importances beside them (`atlas`); `zero`: not."""
     parts: Literal["adapters", "all"] = "adapters"
     """`adapters`: LoRA, conditioning, fusion, head over a frozen base; `all`: the decoder too."""
     lr: float = Field(default=1e-3, gt=0, le=1)

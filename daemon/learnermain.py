@@ -22,9 +22,11 @@ from typing import Final
 
 import torch
 
+from ..model.baseimportance import FILE, BaseImportance
+from ..model.baseimportance import read as read_importance
 from ..model.method import MethodError
 from ..model.network import Network
-from ..model.presets import WeightsError
+from ..model.presets import WeightsError, shipped
 from .config import Config
 from .engine import available_cores
 from .infos import LearnerInfo
@@ -46,8 +48,8 @@ STOPPED, REFUSED = 0, 2
 _WAIT_MS: Final = 200
 _BEAT_NS: Final = 200_000_000
 _LOCK_S: Final = 60.0
-_STREAM_OPTIONS: Final[Mapping[str, Mapping[str, int | str]]] = {
-    "atlas": {"growth": "mean", "anchors": 3}
+_STREAM_OPTIONS: Final[Mapping[str, Mapping[str, int | float | str]]] = {
+    "atlas": {"growth": "mean", "anchors": 3, "base_c": 100.0}
 }
 """Where nobody tells boundaries; see `model.methods.atlas`."""
 _PR_SET_PDEATHSIG: Final = 1
@@ -110,8 +112,17 @@ def _serve(config: Config, line: LearnerEnd) -> None:
     with spool:
         store = LearnStore(learned_folder(config), learner.keep)
         pulse = _Pulse(line)
+        base = build_network(config)
+        importance = _importance(config, base)
         learning = Learning(
-            _base(config), learn_settings(config), rules, spool, store, line.tell, beat=pulse.beat
+            base.to(_device(config)),
+            learn_settings(config),
+            rules,
+            spool,
+            store,
+            line.tell,
+            importance=importance,
+            beat=pulse.beat,
         )
         pulse.info = learning.info
         wait_ms = 0
@@ -165,12 +176,27 @@ def _carried_out(learning: Learning, order: Order) -> str:
     return detail
 
 
-def _base(config: Config) -> Network:
-    network = build_network(config)
+def _importance(config: Config, base: Network) -> BaseImportance | None:
+    """What ships with the weights, where the method holds a base."""
+    if config.learner.base == "zero":
+        return None
+    folder = config.model.weights or shipped(config.model.preset)
+    if not (folder / FILE).exists():
+        _log.warning(
+            "%s has no importances (%s): until the first consolidation nothing of what it knows "
+            "is held; measure them with `atlasd importance`, or set learner.base to zero",
+            folder,
+            FILE,
+        )
+        return None
+    return read_importance(folder, base)
+
+
+def _device(config: Config) -> str:
     device = config.learner.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return network.to(device)
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 class _Flag:

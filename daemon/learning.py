@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..model.baseimportance import BaseImportance
 from ..model.checkpoints import tensor_hash, tensors_of
-from ..model.method import Batch
+from ..model.method import Batch, MethodError
 from ..model.network import Network
 from ..model.teacher import Teacher
 from ..model.training import TrainingError
@@ -84,6 +85,7 @@ class Learning:
         spool: where clips come from.
         store: where what was learned is kept.
         tell: receives what is to be served and told.
+        importance: of the base's weights; see `OnlineLearner`.
         beat: called after each step, as a sign that learning goes on.
         clock: monotonic nanoseconds.
         now: nanoseconds since 1970.
@@ -104,12 +106,14 @@ class Learning:
         store: LearnStore,
         tell: Callable[[Notice], None],
         *,
+        importance: BaseImportance | None = None,
         beat: Callable[[], None] = lambda: None,
         clock: Callable[[], int] = time.monotonic_ns,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._beat = beat
         self._base, self._settings, self._rules = base, settings, rules
+        self._importance = importance
         self._content = tensor_hash(tensors_of(base))
         self._spool, self._store, self._tell = spool, store, tell
         self._clock, self._now = clock, now
@@ -266,7 +270,7 @@ class Learning:
     def _begin(self) -> _Accepted:
         found = self._store.newest()
         if found is None:
-            self._learner = OnlineLearner(self._base, self._settings)
+            self._learner = self._fresh()
             accepted = self._as_accepted(0, self._base.version, "", Tally())
             self._accepted = accepted
             self._keep()
@@ -294,8 +298,8 @@ class Learning:
 
     def _restored(self, learned: Learned, state: LearnState) -> _Accepted:
         try:
-            self._learner = OnlineLearner(self._base, self._settings, state)
-        except TrainingError as error:
+            self._learner = self._fresh(state)
+        except (TrainingError, MethodError) as error:
             raise LearningError(
                 f"{self._store.folder} cannot be gone on from with these settings: {error}"
             ) from error
@@ -304,6 +308,9 @@ class Learning:
     def _as_accepted(self, cursor: int, version: str, parent: str, tally: Tally) -> _Accepted:
         learner = self._learner
         return _Accepted(cursor, version, parent, tally, learner.state(), learner.as_it_is())
+
+    def _fresh(self, state: LearnState | None = None) -> OnlineLearner:
+        return OnlineLearner(self._base, self._settings, state, self._importance)
 
     # A batch.
 
@@ -414,7 +421,7 @@ class Learning:
 
     def _go_back(self) -> None:
         self._candidate = None
-        self._learner = OnlineLearner(self._base, self._settings, self._accepted.state)
+        self._learner = self._fresh(self._accepted.state)
 
     def _set_aside(self, number: int, reason: str) -> None:
         self._spool.quarantine(number, reason)

@@ -17,8 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..model.baseimportance import BaseImportance
+from ..model.basepull import BaseHeld
+from ..model.composition import Composed
 from ..model.consolidator import Consolidator, Rule
-from ..model.method import Batch, MethodError
+from ..model.method import Batch, Method, MethodError
 from ..model.methods import load as load_method
 from ..model.metrics import frame_iou
 from ..model.network import Network
@@ -89,18 +92,24 @@ class OnlineLearner:
             for gradients.
         settings: how to learn.
         state: where another learner on the same base stood; None begins at the base.
+        importance: of the base's weights, for methods that hold a base; None: nothing is held.
 
     Attributes:
         network: as learned so far, in `eval()` between two calls.
         trainer: its loop.
 
     Raises:
-        MethodError: there is no such method, or it works only where boundaries are told.
+        MethodError: there is no such method, it works only where boundaries are told, or the state
+            was learned with another base held.
         TrainingError: the state belongs to another network or other settings.
     """
 
     def __init__(
-        self, base: Network, settings: LearnSettings, state: LearnState | None = None
+        self,
+        base: Network,
+        settings: LearnSettings,
+        state: LearnState | None = None,
+        importance: BaseImportance | None = None,
     ) -> None:
         self.settings = settings
         self.network = _copy(base, settings.parts)
@@ -110,6 +119,8 @@ class OnlineLearner:
                 f"{settings.method} works only where boundaries are told, and a live stream tells "
                 "none; choose atlas, finetune, si, mas or another that needs none"
             )
+        if importance is not None:
+            _hold(method, importance)
         if state is not None:
             self.network.grow(state.manifest["categories"])
         method.prepare(self.network)
@@ -238,6 +249,13 @@ class OnlineLearner:
         self.trainer.method.begin(None)
         self._steps_before = self.steps
         self.trainer.next_part(_ENDLESS, {})
+
+
+def _hold(method: Method, importance: BaseImportance) -> None:
+    parts = method.parts.values() if isinstance(method, Composed) else (method,)
+    for part in parts:
+        if isinstance(part, BaseHeld):
+            part.hold_base(importance)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from .pyramid import GridEncoder, PyramidEncoder, pvt_v2
 from .visual import LoraSpec, VitEncoder, efficientnet_lite0, load_backbone, tiny_efficientnet
 
 __all__ = ["OPEN_AVS_CATEGORIES", "PRESETS", "Atlas", "AvsBench", "Network", "Preset"]
-__all__ += ["WeightsError", "build", "load"]
+__all__ += ["WeightsError", "build", "load", "shipped"]
 
 SHIPPED = Path(__file__).parent / "weights"
 BACKBONE_OPTION = "model.backbone_weights"
@@ -191,7 +191,7 @@ def build(
     """
     spec = _spec(preset).vary(vary or {})
     if weights is None and trained and pretrained and spec.backbone_file is not None:
-        weights = _shipped(spec)
+        weights = shipped(spec.name)
     if categories is not None:
         if weights is not None:
             raise ValueError(
@@ -235,12 +235,17 @@ def _spec(preset: str) -> Preset:
     return PRESETS[preset]
 
 
-def _shipped(spec: Preset) -> Path:
-    folder = SHIPPED / spec.name
+def shipped(preset: str) -> Path:
+    """The folder of the trained weights that ship with the program.
+
+    Raises:
+        WeightsError: none of this preset do.
+    """
+    folder = SHIPPED / preset
     if not folder.is_dir():
         raise WeightsError(
-            f"no trained weights of {spec.name} ship with this program; train some with "
-            f"`atlasd train --preset {spec.name}` and name them with `model.weights`"
+            f"no trained weights of {preset} ship with this program; train some with "
+            f"`atlasd train --preset {preset}` and name them with `model.weights`"
         )
     return folder
 

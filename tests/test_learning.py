@@ -17,6 +17,7 @@ from atlasd.daemon.learnstore import LearnStore
 from atlasd.daemon.notices import Happening, LearningRules, Publication
 from atlasd.daemon.onlinelearner import LearnSettings, OnlineLearner
 from atlasd.daemon.spool import Spool
+from atlasd.model import baseimportance
 from atlasd.model.presets import build
 from atlasd.model.presets import load as load_network
 from atlasd.streams.clips import LabeledClip
@@ -52,7 +53,8 @@ def base():
 class Bench:
     """A learner with its spool, its store and clocks that stand still."""
 
-    def __init__(self, folder: Path, settings=SETTINGS, rules=RULES, network=None):
+    def __init__(self, folder: Path, settings=SETTINGS, rules=RULES, network=None, importance=None):
+        self.importance = importance
         self.folder, self.settings, self.rules = folder, settings, rules
         self.network = network or base()
         self.time_ns = 0
@@ -70,6 +72,7 @@ class Bench:
             self.spool,
             self.store,
             self.told.append,
+            importance=self.importance,
             clock=lambda: self.time_ns,
             now=lambda: self.time_ns,
         )
@@ -352,3 +355,37 @@ def test_the_prequential_score_is_of_predictions_before_learning(bench):
     expected = fresh.score(fresh.batches(stored))
     bench.turns()
     assert bench.learning.info().score == pytest.approx(float(np.mean(expected)))
+
+
+def test_a_base_that_ships_its_importance_is_held_across_restarts(tmp_path):
+    """And a state that was learned with it is refused without."""
+    network = base()
+    shown = OnlineLearner(network, SETTINGS)
+    batches = shown.batches([toy(k) for k in range(20, 23)])
+    baseimportance.write(
+        tmp_path, network, baseimportance.measure(network, batches, 15), examples=15
+    )
+    importance = baseimportance.read(tmp_path, network)
+    settings = dataclasses.replace(SETTINGS, options={"base_c": 1e6}, weight_decay=0.0)
+    held = Bench(tmp_path / "held", settings, importance=importance)
+    free = Bench(tmp_path / "free", settings)
+    with held.spool, free.spool:
+        for bench in (held, free):
+            bench.put(*(toy(k) for k in range(4)))
+            bench.turns()
+            bench.learning.checkpoint()
+        held.begin()
+        assert held.learning.info().clips == 4
+
+        def moved(bench):
+            after = bench.store.newest()[1].tensors
+            return sum(
+                float((after[f"parameter.{n}"] - p.detach()).square().sum())
+                for n, p in bench.network.named_parameters()
+                if n.startswith("fusion.")
+            )
+
+        assert moved(held) < 0.8 * moved(free)
+        held.importance = None
+        with pytest.raises(LearningError, match="base"):
+            held.begin()

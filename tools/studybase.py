@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
-from ..model import checkpoints
+from ..model import baseimportance, checkpoints
 from ..model.presets import build
 from ..model.taskloss import task_loss
 from ..model.training import Settings, Trainer, fit
@@ -19,12 +19,13 @@ from .studyplan import StudyOptions, StudyPlan
 _BATCH = 16
 _LR = 3e-3
 _VARIANTS = 4
+_EXAMPLES = 200
 
 
 def train_base(
     options: StudyOptions, plan: StudyPlan, seed: int, folder: Path, bar: Progress
 ) -> Path:
-    """Train a network on the old classes, and keep it.
+    """Train a network on the old classes, and keep it with what its weights are worth.
 
     Args:
         options: how long, and on what.
@@ -37,7 +38,7 @@ def train_base(
         The checkpoint, a folder.
     """
     path = folder / "base"
-    if (path / checkpoints.MANIFEST).exists():
+    if (path / baseimportance.FILE).exists():
         return path
     network = build(
         options.preset,
@@ -70,4 +71,7 @@ def train_base(
     network.eval()
     network.trained = True
     checkpoints.save(network, path, notes={"classes": ", ".join(plan.old), "seed": str(seed)})
+    plain = ClipFeed(store, plan.base, labels, batch=_BATCH, seed=(seed,))
+    found = baseimportance.measure(network, plain(0, 0), _EXAMPLES)
+    baseimportance.write(path, network, found, examples=_EXAMPLES)
     return path
