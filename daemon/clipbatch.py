@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import soxr
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..model.losses import NO_LABEL
 from ..model.method import Batch
@@ -16,22 +17,21 @@ from ..streams.clips import AudioWindow, LabeledClip
 from ..streams.fitting import fit_mask, fit_picture
 
 
-def batches_of(
-    clips: Sequence[LabeledClip], network: Network, rows: Mapping[str, int], frames: int
-) -> list[Batch]:
+def batches_of(clips: Sequence[LabeledClip], network: Network, frames: int) -> list[Batch]:
     """The frames of clips in their order, so many in a batch; the last may be smaller.
 
     Args:
         clips: at least one.
-        network: its size, its rate and its audio encoder count; sounds are encoded clip by clip.
-        rows: of the class head, by class; a clip of another class has no label.
+        network: its size, its rate, its audio encoder and its classes count; sounds are encoded
+            clip by clip.
         frames: most frames of a batch.
 
     Returns:
         Batches as `tools.clipfeed` gives them: images, masks, valid, labels, tokens, embedding.
     """
-    parts = [_batch_of(clip, network, rows) for clip in clips]
+    parts = [_batch_of(clip, network) for clip in clips]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    whole["labels"] = labels_of(clips, network)
     total = len(whole["images"])
     return [
         {name: value[first : first + frames] for name, value in whole.items()}
@@ -39,7 +39,15 @@ def batches_of(
     ]
 
 
-def _batch_of(clip: LabeledClip, network: Network, rows: Mapping[str, int]) -> Batch:
+def labels_of(clips: Sequence[LabeledClip], network: Network) -> Tensor:
+    """int64 (n,): the row of the class head for each frame, `NO_LABEL` where there is none."""
+    rows = {name: row for row, name in enumerate(network.preset.categories)}
+    return torch.tensor(
+        [rows.get(clip.category or "", NO_LABEL) for clip in clips for _ in clip.clip.samples]
+    )
+
+
+def _batch_of(clip: LabeledClip, network: Network) -> Batch:
     preset = network.preset
     samples = clip.clip.samples
     images = np.stack([fit_picture(s.frame.image, preset.image_px) for s in samples])
@@ -49,12 +57,10 @@ def _batch_of(clip: LabeledClip, network: Network, rows: Mapping[str, int]) -> B
     device = next(network.parameters()).device
     with torch.no_grad():
         heard = network.encode_audio(network.log_mel(torch.from_numpy(waves).to(device)))
-    label = NO_LABEL if clip.category is None else rows.get(clip.category, NO_LABEL)
     return {
         "images": torch.from_numpy(images),
         "masks": torch.from_numpy(masks),
         "valid": torch.ones(len(samples), dtype=torch.bool),
-        "labels": torch.full((len(samples),), label),
         "tokens": heard.tokens.float().cpu(),
         "embedding": heard.embedding.float().cpu(),
     }

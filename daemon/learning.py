@@ -348,15 +348,17 @@ class Learning:
         self._recent.extend(scores.tolist())
         tally = self._accepted.tally.plus(len(clips), scores)
         try:
-            self._learn(batch, clips)
+            self._learn(batch, clips, batches)
         except TrainingError as error:
             self._go_back()
             self._set_aside(batch.number, str(error))
             return
         self._candidate = _Candidate(batch.number, tally, batches, self._clock())
 
-    def _learn(self, batch: Journaled, clips: Sequence[LabeledClip]) -> None:
-        loss = self._learner.learn(clips, batch.seed, self._beat)
+    def _learn(
+        self, batch: Journaled, clips: Sequence[LabeledClip], batches: Sequence[Batch]
+    ) -> None:
+        loss = self._learner.learn(clips, batches, batch.seed, self._beat)
         if not all(bool(p.isfinite().all()) for p in self._learner.network.trainable_parameters()):
             raise TrainingError(f"after batch {batch.number} a weight is not finite")
         _log.info("batch %d: %d clips, loss %.3f", batch.number, len(clips), loss)

@@ -29,7 +29,7 @@ from ..model.taskloss import task_loss
 from ..model.teacher import Teacher, answer
 from ..model.training import Settings, Trainer
 from ..streams.clips import LabeledClip
-from .clipbatch import batches_of
+from .clipbatch import batches_of, labels_of
 
 _ENDLESS = 1 << 40
 """Steps of the one epoch that a stream is."""
@@ -157,8 +157,7 @@ class OnlineLearner:
 
     def batches(self, clips: Sequence[LabeledClip]) -> list[Batch]:
         """Clips as this network takes them; see `clipbatch.batches_of`."""
-        rows = {name: row for row, name in enumerate(self.categories)}
-        return batches_of(clips, self.network, rows, self.settings.frames)
+        return batches_of(clips, self.network, self.settings.frames)
 
     def as_it_is(self) -> Teacher:
         """The network at this moment, to be asked later; only what trains is copied."""
@@ -178,6 +177,7 @@ class OnlineLearner:
     def learn(
         self,
         clips: Sequence[LabeledClip],
+        batches: Sequence[Batch],
         seed: int,
         on_step: Callable[[], None] = lambda: None,
     ) -> float:
@@ -185,6 +185,7 @@ class OnlineLearner:
 
         Args:
             clips: at least one.
+            batches: of these clips, see `batches`.
             seed: of everything random in it.
             on_step: called after each step.
 
@@ -197,11 +198,13 @@ class OnlineLearner:
         """
         torch.manual_seed(seed)
         self._make_room(clips)
-        batches = self.batches(clips)
+        sizes = [len(batch["labels"]) for batch in batches]
+        labels = labels_of(clips, self.network).split(sizes)
+        known = [{**batch, "labels": those} for batch, those in zip(batches, labels, strict=True)]
         losses: list[float] = []
         self.network.train()
         try:
-            for batch in batches * self.settings.passes:
+            for batch in known * self.settings.passes:
                 losses.append(self.trainer.step(batch)["loss"])
                 on_step()
         finally:

@@ -59,7 +59,8 @@ def test_the_learner_ends_where_the_evaluators_stream_does(tmp_path, method, opt
     ]
     assert len(order) == 30
     for number, clip in enumerate(order):
-        learner.learn([entries[clip].labeled_clip(64)], seed=number)
+        clips = [entries[clip].labeled_clip(64)]
+        learner.learn(clips, learner.batches(clips), seed=number)
     own = dict(learner.network.named_parameters())
     learned = {n.removeprefix("network."): t for n, t in tensors.items() if "network." in n[:8]}
     assert {n for n, p in own.items() if p.requires_grad} == set(learned)

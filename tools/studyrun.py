@@ -248,7 +248,6 @@ def _scored(plan: StudyPlan, base: Path, store: LearnStore) -> list[Point]:
                 for k, clip in enumerate(clips)
             ],
             network,
-            {},
             20,
         )
         for name, clips in plan.tests.items()
