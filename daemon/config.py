@@ -155,8 +155,8 @@ class LearnerConfig(_Section):
     """Most frames of an optimizer step."""
     passes: int = Field(default=2, ge=1, le=100)
     """Passes over the frames of a batch of clips."""
-    consolidate: Literal["plateau", "every"] = "plateau"
-    """When the method keeps what was learned: on plateaus of the loss, or every 100 steps."""
+    consolidate: str = Field(default="plateau", pattern=r"^(plateau|every:[1-9][0-9]{0,8})$")
+    """When the method holds on to what was learned: `plateau` of the loss, or `every:N` steps."""
     seed: int = Field(default=0, ge=0, le=2**31)
     """Of everything random in learning."""
     clips: int = Field(default=8, ge=1, le=1024)

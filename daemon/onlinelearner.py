@@ -20,7 +20,7 @@ from torch import Tensor
 from ..model.baseimportance import BaseImportance
 from ..model.basepull import BaseHeld
 from ..model.composition import Composed
-from ..model.consolidator import Consolidator, Rule
+from ..model.consolidator import consolidator_of
 from ..model.method import Batch, Method, MethodError
 from ..model.methods import load as load_method
 from ..model.metrics import frame_iou
@@ -52,7 +52,7 @@ class LearnSettings:
         frames: most frames of a step.
         passes: over the frames of a batch of clips.
         class_weight: of the class term of the loss (Eq. 10).
-        consolidate: ``plateau`` of the loss, or ``every`` 100 steps.
+        consolidate: on a ``plateau`` of the loss, or ``every:N`` steps.
         seed: of the method's random numbers.
     """
 
@@ -67,7 +67,7 @@ class LearnSettings:
     frames: int = 8
     passes: int = 2
     class_weight: float = 0.5
-    consolidate: Literal["plateau", "every"] = "plateau"
+    consolidate: str = "plateau"
     seed: int = 0
 
 
@@ -125,7 +125,6 @@ class OnlineLearner:
             self.network.grow(state.manifest["categories"])
         method.prepare(self.network)
         method.begin(None)
-        rule: Rule = settings.consolidate
         self._steps_before = 0
         self.trainer = Trainer(
             self.network,
@@ -138,7 +137,7 @@ class OnlineLearner:
             ),
             _ENDLESS,
             method=method,
-            consolidator=Consolidator(rule),
+            consolidator=consolidator_of(settings.consolidate),
             seed=settings.seed,
         )
         if state is not None:

@@ -127,3 +127,19 @@ class Consolidator:
         steps, armed, *last = state["numbers"].tolist()
         self._steps, self._armed = int(steps), bool(armed)
         self._last = (last[0], last[1]) if last else None
+
+
+def consolidator_of(rule: str) -> Consolidator:
+    """A consolidator by its rule in words.
+
+    Args:
+        rule: ``oracle``, ``plateau`` or ``every:N``.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    name, _, every = rule.partition(":")
+    chosen: dict[str, Rule] = {"oracle": "oracle", "plateau": "plateau", "every": "every"}
+    if name not in chosen or bool(every) != (name == "every"):
+        raise ValueError(f"rule is {rule!r}; allowed are oracle, plateau and every:N")
+    return Consolidator(chosen[name], every=int(every or 1))

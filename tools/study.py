@@ -35,7 +35,6 @@ SYSTEMS: tuple[System, ...] = (
     System("finetune", "Finetune", ("method=finetune", "parts=all")),
 )
 
-_VIDEO_S = 600.0
 _TOY_CLIPS = {"train": 12, "val": 2, "test": 6}
 
 
@@ -91,7 +90,7 @@ def _video(options: StudyOptions) -> Path:
     if path.exists():
         return path
     return make_sample(
-        folder, world="toy", seconds=_VIDEO_S, fps=options.fps, size_px=(320, 240)
+        folder, world="toy", seconds=options.video_s, fps=options.fps, size_px=(160, 120)
     ).video
 
 

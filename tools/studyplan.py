@@ -33,6 +33,7 @@ class StudyOptions:
         blur: percent of the stream's clips that change places.
         fps: frames a second of the video that masks are made of meanwhile.
         quiet_s: seconds of masks before the first clip and after the last.
+        video_s: length of the video; it must outlast the stream.
     """
 
     data: Path
@@ -46,6 +47,7 @@ class StudyOptions:
     blur: int = 20
     fps: float = 5.0
     quiet_s: float = 20.0
+    video_s: float = 900.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..model.checkpoints import read_tensors, write_tensors
-from ..model.consolidator import Consolidator, Rule
+from ..model.consolidator import consolidator_of
 from ..model.method import Batch, Method, SegmentData
 from ..model.network import Network
 from ..model.presets import PRESETS
@@ -231,7 +231,7 @@ class TaskLoop:
             steps,
             self.files.path,
             method=self.method,
-            consolidator=_consolidator(spec.consolidate),
+            consolidator=consolidator_of(spec.consolidate),
             seed=_seed(spec.seed, "method"),
             notes=notes,
         )
@@ -333,12 +333,6 @@ class TaskLoop:
         sizes = [len(t.train) for t in self.tasks]
         done = sum(sizes[: task.index]) + share * sizes[task.index]
         self.progress(what, done / sum(sizes))
-
-
-def _consolidator(rule: str) -> Consolidator:
-    name, _, every = rule.partition(":")
-    chosen: dict[str, Rule] = {"oracle": "oracle", "plateau": "plateau", "every": "every"}
-    return Consolidator(chosen[name], every=int(every or 1))
 
 
 def _seed(*parts: object) -> int:

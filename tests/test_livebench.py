@@ -1,0 +1,19 @@
+"""The bench of a daemon that learns, in small: every number there, and of this run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from atlasd.tools.livebench import PHASES, bench_live
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_masks_are_timed_with_the_learner_off_on_and_off(tmp_path):
+    report = bench_live(frames=60, threads=1, json_path=tmp_path / "live.json")
+    assert set(report.latency_ms) == set(PHASES)
+    for latencies in report.latency_ms.values():
+        assert 0 < latencies["p50"] <= latencies["p95"] <= latencies["p99"]
+    assert report.memory_mb[0] > 100
+    assert json.loads((tmp_path / "live.json").read_text())["frames"] == 60
