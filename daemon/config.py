@@ -11,16 +11,18 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 ENV_PREFIX = "ATLASD_"
 DEFAULT_FILE = Path("config.yaml")
 SAMPLE_URI = "sample"
 
+Side = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
 StreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -66,6 +68,17 @@ class ModelConfig(_Section):
     """`auto`: fp32 on a CPU, bf16 or fp16 autocast on CUDA."""
     batch: int = Field(default=1, ge=1, le=64)
     """Samples in one forward pass; more than one only where the policy is `wait`."""
+    deadline_ms: float | None = Field(default=None, gt=0, le=60_000)
+    """Most ms from staging to logits on the host, queues apart, for 95 % of frames; none: any."""
+    ladder: list[Side] = Field(default=[], max_length=16)
+    """Picture sides to choose from to keep it, falling; none: the preset's, by eighths to half."""
+
+    @field_validator("ladder")
+    @classmethod
+    def _falls(cls, sides: list[int]) -> list[int]:
+        if any(a <= b for a, b in pairwise(sides)):
+            raise ValueError("the sides must fall from the largest to the smallest")
+        return sides
 
 
 class SyncConfig(_Section):
@@ -214,6 +227,11 @@ class Config(_Section):
                 f"model.batch is {self.model.batch} but queue.capacity only {self.queue.capacity};"
                 " a batch must fit into the queue"
             )
+        if self.model.batch > 1 and self.model.deadline_ms is not None:
+            raise ValueError(
+                f"model.deadline_ms is {self.model.deadline_ms:g} and model.batch"
+                f" {self.model.batch}: a deadline is kept frame by frame; set model.batch to 1"
+            )
         if self.learner.enabled and not self.intake.enabled:
             raise ValueError(
                 "learner.enabled is true and intake.enabled is not: there is nothing to learn from;"
@@ -274,7 +292,7 @@ def dump_config(config: Config) -> str:
         lines += ["", f"# {section.__doc__}", f"{name}:"]
         for key, field in type(section).model_fields.items():
             value = values[name][key]
-            flow = None if isinstance(value, dict) else False
+            flow = None if isinstance(value, dict | list) else False
             line = yaml.safe_dump({key: value}, width=math.inf, default_flow_style=flow).rstrip(
                 "\n"
             )
@@ -367,7 +385,8 @@ def _faults(error: ValidationError, places: Mapping[tuple[str, ...], str]) -> It
     for fault in error.errors():
         key = tuple(str(part) for part in fault["loc"])
         name = ".".join(key) or "configuration"
-        place = places.get(key) or places.get(key[:1]) or "defaults"
+        above = (places.get(key[:n]) for n in range(len(key), 0, -1))
+        place = next((place for place in above if place), "defaults")
         if fault["type"] == "extra_forbidden":
             yield f"{place}: {name} is not known here; known: {', '.join(_known(key[:-1]))}"
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -17,14 +17,18 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
-from ..model.network import Network
+from ..model.network import Network, Preset
 from ..streams.clips import Sample
+from .ladder import Ladder, default_sides
+from .stopwatch import Stopwatch
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _WARM_PASSES = 3
+_TIMED_PASSES = 7
 
 
 class EngineError(Exception):
@@ -51,15 +55,16 @@ class Prediction:
     """What an engine says about one sample.
 
     Attributes:
-        logits: float32 (H, W), at the network's resolution; above 0 the pixel sounds. The array
-            belongs to the receiver: no later call writes into it.
+        logits: float32 (H, W), at the network's resolution, whichever rung was used; above 0 the
+            pixel sounds. The array belongs to the receiver: no later call writes into it.
         class_scores: float32 (C,), softmax over the network's categories, or None without a head.
         rung: step of the ladder of input sizes that was used, 0 the largest.
-        pre_ms: staging, colour normalisation and log-mel, for the whole batch.
+        pre_ms: staging, colour normalisation, scaling and log-mel, for the whole batch.
         infer_ms: the forward pass of the whole batch.
-        post_ms: bringing the batch's logits to the host.
+        post_ms: scaling the batch's logits and bringing them to the host.
         preset: name of the network's preset.
         version: version of the weights.
+        deadline_ms: what the three stages together may take, None: as long as they take.
     """
 
     logits: NDArray[np.float32]
@@ -70,6 +75,7 @@ class Prediction:
     post_ms: float
     preset: str
     version: str
+    deadline_ms: float | None = None
 
 
 class Engine(Protocol):
@@ -83,6 +89,7 @@ class Engine(Protocol):
         preset: name of the network's preset.
         version: version of the weights.
         batch: most samples that one call takes.
+        ladder: what chooses the input size of each frame; None: there is no deadline.
     """
 
     image_px: int
@@ -92,6 +99,7 @@ class Engine(Protocol):
     preset: str
     version: str
     batch: int
+    ladder: Ladder | None
 
     @property
     def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -120,6 +128,11 @@ class TorchEngine:
 
     Call it from one thread. Input buffers are made once, pinned on CUDA, and reused.
 
+    With a deadline each frame takes the rung of a `Ladder`. Pictures come in at `image_px`
+    whichever it is; a smaller rung scales them down on the device (bilinear, antialiased, after
+    normalising) and its logits up again (bilinear), so that masks have one shape. At `image_px`
+    nothing is scaled: the bits are those of an engine without a deadline.
+
     Args:
         network: a network; its serving form is made here, the network itself stays as it is.
         device: ``auto`` (the first CUDA device, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
@@ -128,11 +141,17 @@ class TorchEngine:
         precision: ``auto`` is fp32 on a CPU and bf16 (fp16 on older devices) autocast on CUDA.
             The log-mel front end is fp32 always.
         batch: most samples that one call of `infer` takes.
+        deadline_ms: what staging, forward pass and bringing logits to the host may take together,
+            for 95 % of the frames; None: as long as they take.
+        ladder: sides in pixels of the input sizes to choose from, falling multiples of 32; none:
+            `default_sides` of the network's own. Without a deadline it is not used.
+        clock: seconds, as `time.perf_counter` gives them; on CUDA, events tell most of the time.
         allow_untrained: serve a network whose decoder was never trained: tests and benchmarks.
 
     Raises:
         WeightsError: an untrained network.
-        EngineError: a device that is not here, fp16 on a CPU.
+        EngineError: a device that is not here, fp16 on a CPU, a ladder that does not fit the
+            network, a deadline for more than one sample at once.
     """
 
     def __init__(
@@ -143,6 +162,9 @@ class TorchEngine:
         precision: Precision = "auto",
         *,
         batch: int = 1,
+        deadline_ms: float | None = None,
+        ladder: Sequence[int] = (),
+        clock: Callable[[], float] = time.perf_counter,
         allow_untrained: bool = False,
     ) -> None:
         preset = network.preset
@@ -157,6 +179,8 @@ class TorchEngine:
         self.preset = preset.name
         self.version = network.version
         self.batch = batch
+        self.ladder = _ladder(preset, deadline_ms, ladder, batch)
+        self._clock = clock
         self._dtype = _autocast_dtype(precision, self.device)
         torch.set_num_threads(self.threads)
         self._network: Network | None = network.for_serving().to(self.device)
@@ -177,12 +201,20 @@ class TorchEngine:
         return self._network
 
     def warm(self) -> None:
-        """Run a few empty batches, so that kernels are chosen and memory is there."""
+        """Run a few empty batches, so that kernels are chosen and memory is there.
+
+        With a deadline at each rung, and some more to time them, which sets the ladder.
+        """
         torch.set_num_threads(self.threads)
         self._host.images.zero_()
         self._host.sound.zero_()
+        sides = (self.image_px,) if self.ladder is None else self.ladder.sides_px
         for _ in range(_WARM_PASSES):
-            self._run(self.batch)
+            for side in sides:
+                self._run(self.batch, side)
+        if self.ladder is not None:
+            rounds = [[self._run(1, px).ms for px in sides] for _ in range(_TIMED_PASSES)]
+            self.ladder.calibrate(list(zip(*rounds, strict=True)))
 
     def infer(self, samples: Sequence[Sample]) -> list[Prediction]:
         """One prediction for each sample, in order.
@@ -190,14 +222,20 @@ class TorchEngine:
         Raises:
             EngineError: too many samples, or one of another size or rate than the network takes.
         """
-        begin = time.perf_counter()
+        begin = self._clock()
         if not 1 <= len(samples) <= self.batch:
             raise EngineError(
                 f"got {len(samples)} samples; this engine takes 1 to {self.batch} at once"
             )
         for place, sample in enumerate(samples):
             self._host.put(place, sample)
-        return self._run(len(samples), begin)
+        if self.ladder is None:
+            answer = self._run(len(samples), self.image_px, begin)
+            return self._predictions(answer, rung=0, deadline_ms=None)
+        rung = self.ladder.rung
+        answer = self._run(len(samples), self.ladder.side_px, begin)
+        self.ladder.note(answer.ms)
+        return self._predictions(answer, rung, self.ladder.deadline_ms)
 
     @property
     def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -250,36 +288,42 @@ class TorchEngine:
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _run(self, n: int, begin: float | None = None) -> list[Prediction]:
+    def _run(self, n: int, side_px: int, begin: float | None = None) -> _Answer:
         """Predict from the first ``n`` staged samples; ``begin`` is when staging began."""
         network = self.network
-        watch = _Stopwatch(self.device, begin)
+        watch = Stopwatch(self.device, self._clock, begin)
         images, sound = self._input.images[:n], self._input.sound[:n]
         if self._input is not self._host:
             images.copy_(self._host.images[:n], non_blocking=True)
             sound.copy_(self._host.sound[:n], non_blocking=True)
-        frames = network.normalise(images)
+        frames = _scaled(network.normalise(images), side_px)
         log_mel = network.log_mel(sound)
         watch.lap()
         with self.autocast():
             out = network(frames, log_mel)
         watch.lap()
-        logits = out.mask_logits.float().cpu().numpy()
+        logits = _scaled(out.mask_logits.float()[:, None], self.image_px)[:, 0].cpu().numpy()
         classes = out.class_logits
         scores = None if classes is None else classes.float().softmax(dim=-1).cpu().numpy()
-        pre_ms, infer_ms, post_ms = watch.laps_ms()
+        return _Answer(logits, scores, *watch.laps_ms())
+
+    def _predictions(
+        self, answer: _Answer, rung: int, deadline_ms: float | None
+    ) -> list[Prediction]:
+        """An answer by sample."""
         return [
             Prediction(
-                logits=logits[i],
-                class_scores=None if scores is None else scores[i],
-                rung=0,
-                pre_ms=pre_ms,
-                infer_ms=infer_ms,
-                post_ms=post_ms,
+                logits=logits,
+                class_scores=None if answer.scores is None else answer.scores[i],
+                rung=rung,
+                pre_ms=answer.pre_ms,
+                infer_ms=answer.infer_ms,
+                post_ms=answer.post_ms,
                 preset=self.preset,
                 version=self.version,
+                deadline_ms=deadline_ms,
             )
-            for i in range(n)
+            for i, logits in enumerate(answer.logits)
         ]
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -287,6 +331,22 @@ class TorchEngine:
         if self._dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answer:
+    """Of a batch: ``logits`` (B, H, W), ``scores`` (B, C) or None, and what each stage took."""
+
+    logits: NDArray[np.float32]
+    scores: NDArray[np.float32] | None
+    pre_ms: float
+    infer_ms: float
+    post_ms: float
+
+    @property
+    def ms(self) -> float:
+        """What a deadline is about."""
+        return self.pre_ms + self.infer_ms + self.post_ms
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -327,38 +387,34 @@ class _Staging:
         np.copyto(self.sound[place].numpy(), window.samples)
 
 
-class _Stopwatch:
-    """Laps on the host's clock, or by events on a CUDA stream, which do not hold it up."""
+def _scaled(pictures: torch.Tensor, side_px: int) -> torch.Tensor:
+    """Float (B, C, H, W) as (B, C, side_px, side_px); of this size already, the tensor itself."""
+    if pictures.shape[-2:] == (side_px, side_px):
+        return pictures
+    smaller = side_px < pictures.shape[-1]
+    return F.interpolate(pictures, (side_px, side_px), mode="bilinear", antialias=smaller)
 
-    def __init__(self, device: torch.device, begin: float | None) -> None:
-        self._cuda = device.type == "cuda"
-        now = time.perf_counter()
-        self._before_ms = 0.0 if begin is None else 1e3 * (now - begin)
-        self._marks: list[float] = []
-        self._events: list[torch.cuda.Event] = []
-        self.lap()
 
-    def lap(self) -> None:
-        """End a lap and begin the next."""
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._events.append(event)
-        else:
-            self._marks.append(time.perf_counter())
-
-    def laps_ms(self) -> list[float]:
-        """Durations so far, the last lap ended now, the first with what came before."""
-        self.lap()
-        if self._cuda:
-            self._events[-1].synchronize()
-            pairs = zip(self._events, self._events[1:], strict=False)
-            laps = [first.elapsed_time(second) for first, second in pairs]
-        else:
-            marks = zip(self._marks, self._marks[1:], strict=False)
-            laps = [1e3 * (second - first) for first, second in marks]
-        laps[0] += self._before_ms
-        return laps
+def _ladder(
+    preset: Preset, deadline_ms: float | None, sides_px: Sequence[int], batch: int
+) -> Ladder | None:
+    if deadline_ms is None:
+        return None
+    if batch > 1:
+        raise EngineError(
+            f"model.deadline_ms is {deadline_ms:g} and model.batch {batch}: a deadline is kept"
+            " frame by frame; set model.batch to 1"
+        )
+    sides = tuple(sides_px) or default_sides(preset.image_px)
+    if sides[0] > preset.image_px:
+        raise EngineError(
+            f"model.ladder begins with {sides[0]} px, and {preset.name} takes pictures of"
+            f" {preset.image_px} px: a rung cannot be larger"
+        )
+    try:
+        return Ladder(sides, deadline_ms)
+    except ValueError as error:
+        raise EngineError(str(error)) from error
 
 
 def automatic_threads() -> int:

@@ -6,11 +6,43 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal
 
-from .fields import ADDED, Many, Real
-from .wire import Checked, Count, Counts, Fraction, Name, Prose
+from .fields import ADDED, Many, Real, Whole
+from .wire import Checked, Count, Counts, Fraction, MaskSide, Milliseconds, Name, Prose
 
 MAX_REASONS: Final = 16
+MAX_RUNGS: Final = 16
 Reasons = Annotated[Mapping[Name, Prose], Many(MAX_REASONS)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RungInfo(Checked):
+    """An input size of the network.
+
+    Attributes:
+        px: side of the square pictures that the network sees.
+        p95_ms: milliseconds that 95 % of its frames take at most: measured where it is in use,
+            else expected at the present load.
+        frames: that it was used for so far.
+    """
+
+    px: MaskSide
+    p95_ms: Milliseconds
+    frames: Count = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LadderInfo(Checked):
+    """How the deadline is kept.
+
+    Attributes:
+        deadline_ms: milliseconds that the network may take for a frame.
+        rung: that the next frame takes, an index into `rungs`.
+        rungs: from the largest to the smallest.
+    """
+
+    deadline_ms: Milliseconds
+    rung: Annotated[int, Whole(0, MAX_RUNGS - 1)]
+    rungs: Annotated[tuple[RungInfo, ...], Many(MAX_RUNGS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

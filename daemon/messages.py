@@ -29,7 +29,7 @@ from .fields import (
     from_map,
     to_map,
 )
-from .infos import IntakeInfo, LearnerInfo
+from .infos import IntakeInfo, LadderInfo, LearnerInfo
 from .wire import (
     MAX_ENTRIES,
     STREAM_PATTERN,
@@ -276,6 +276,7 @@ class Status(Checked):
         mask: the latest mask, so that the last one of a stream reaches late and slow readers.
         intake: the intake of labels, None where it is off. Since 1.1.
         learner: what becomes of them, None where they are not learned. Since 1.2.
+        ladder: how the deadline is kept, None where there is none. Since 1.2.
     """
 
     topic_kind: ClassVar[TopicKind] = "s"
@@ -294,6 +295,7 @@ class Status(Checked):
     mask: Mask | None = None
     intake: IntakeInfo | None = field(default=None, metadata=ADDED)
     learner: LearnerInfo | None = field(default=None, metadata=ADDED)
+    ladder: LadderInfo | None = field(default=None, metadata=ADDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

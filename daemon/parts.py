@@ -50,13 +50,21 @@ def build_engine(config: Config) -> TorchEngine:
 
     Raises:
         WeightsError: weights that are missing, broken, of another preset or never trained.
-        EngineError: a device or a precision that is not here.
+        EngineError: a device or a precision that is not here, a ladder that does not fit.
     """
     model = config.model
     network = build_network(config)
     if config.learner.enabled:
         network = _as_learned(config, network)
-    return TorchEngine(network, model.device, model.threads, model.precision, batch=model.batch)
+    return TorchEngine(
+        network,
+        model.device,
+        model.threads,
+        model.precision,
+        batch=model.batch,
+        deadline_ms=model.deadline_ms,
+        ladder=model.ladder,
+    )
 
 
 def open_stream(

@@ -23,7 +23,7 @@ from typing import Final, Literal, Self
 import zmq
 
 from . import endpoints
-from .infos import IntakeInfo, LearnerInfo
+from .infos import IntakeInfo, LadderInfo, LearnerInfo
 from .messages import Event, Hello, Mask, Message, Preview, Status, TopicKind, pack, topic
 from .outlet import Outlet, Subscriptions
 from .records import StreamRecord
@@ -147,6 +147,7 @@ class Publisher:
         lat_ms: Mapping[str, float] | None = None,
         intake: IntakeInfo | None = None,
         learner: LearnerInfo | None = None,
+        ladder: LadderInfo | None = None,
     ) -> None:
         """Set what the next status messages of a stream say; None leaves a value as it was.
 
@@ -167,6 +168,7 @@ class Publisher:
             known.lat_ms = known.lat_ms if lat_ms is None else said.lat_ms
             known.intake = known.intake if intake is None else intake
             known.learner = known.learner if learner is None else learner
+            known.ladder = known.ladder if ladder is None else ladder
 
     def wants(self, kind: TopicKind, stream: str | None = None) -> bool:
         """Whether anybody subscribes to a kind of message, of one stream or of any."""

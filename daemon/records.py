@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .infos import IntakeInfo, LearnerInfo
+from .infos import IntakeInfo, LadderInfo, LearnerInfo
 from .messages import Event, Hello, Mask, Message, Status, StreamState
 
 _NS_PER_S = 1_000_000_000
@@ -23,6 +23,7 @@ class StreamRecord:
         lat_ms: milliseconds by stage and percentile.
         intake: how the intake of labels does, None where it is off.
         learner: how the learner does, None where it is off.
+        ladder: how the deadline is kept, None where there is none.
         hello: the latest hello, None before the first.
         hello_due_ns: when it is to be repeated.
         status_due_ns: when the next status is to be sent.
@@ -35,6 +36,7 @@ class StreamRecord:
     lat_ms: Mapping[str, float] = field(default_factory=dict[str, float])
     intake: IntakeInfo | None = None
     learner: LearnerInfo | None = None
+    ladder: LadderInfo | None = None
     hello: Hello | None = None
     hello_due_ns: int = 0
     status_due_ns: int = 0
@@ -78,6 +80,7 @@ class StreamRecord:
             mask=self._mask,
             intake=self.intake,
             learner=self.learner,
+            ladder=self.ladder,
         )
 
     def status_sent(self, now_ns: int, next_ns: int) -> None:

@@ -50,6 +50,7 @@ def mask_message(
         scores=scores,
         audio=audio,
         rung=prediction.rung,
+        deadline_ms=prediction.deadline_ms,
         model=ModelInfo(preset=prediction.preset, version=prediction.version),
         lat_ms={**result.latency_ms, "pack": (time.perf_counter() - began) * 1e3},
         drops=result.drops,

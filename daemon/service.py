@@ -18,6 +18,8 @@ from ..streams.sources import Discontinuity, MediaError, Source, Trouble
 from .config import Config, dump_config
 from .endpoints import EndpointError
 from .engine import Engine, EngineError, Weights
+from .fields import to_map
+from .infos import LadderInfo
 from .intake import Intake
 from .latency import Latencies
 from .memory import resident_mb
@@ -288,7 +290,12 @@ class Service:
             lat_ms={f"{s}_{p}": ms for s, values in recent.items() for p, ms in values.items()},
             intake=None if self._intake is None else self._intake.info(),
             learner=None if self._learner is None else self._learner.info(),
+            ladder=self._ladder_info(),
         )
+
+    def _ladder_info(self) -> LadderInfo | None:
+        ladder = self._engine.ladder
+        return None if ladder is None else ladder.info()
 
     def _wait_for_subscriber(self) -> None:
         deadline = self._clock() + round(self._config.publish.wait_for_subscriber_s * 1e9)
@@ -347,11 +354,22 @@ class Service:
             self._bus.endpoint,
             self._pipeline.policy,
         )
+        if (ladder := self._ladder_info()) is not None:
+            self._say_ladder(ladder)
+
+    def _say_ladder(self, ladder: LadderInfo) -> None:
+        rungs = ", ".join(f"{rung.px} px {rung.p95_ms:.1f} ms" for rung in ladder.rungs)
+        _log.info("deadline %g ms, p95 by rung: %s", ladder.deadline_ms, rungs)
+        if ladder.rungs[-1].p95_ms > ladder.deadline_ms:
+            _log.warning(
+                "no rung keeps the deadline: the smallest is used; raise model.deadline_ms or add"
+                " a smaller rung to model.ladder"
+            )
 
     def _finish(self, ending: str) -> None:
         """The last line of the log, and the summary beside the configuration."""
         counts, drops = self._counts, self._pipeline.drops
-        stats = self._bus.stats()
+        stats, ladder = self._bus.stats(), self._ladder_info()
         summary = {
             "version": installed_version("atlasd"),
             "source": self._config.source.uri,
@@ -364,6 +382,7 @@ class Service:
             "troubles": counts.troubles,
             "drops": {**drops, **stats.drops},
             "latency_ms": self._latencies.percentiles(),
+            "ladder": None if ladder is None else to_map(ladder),
         }
         if self._config.run.out is not None:
             _write(self._config.run.out / "summary.json", json.dumps(summary, indent=2) + "\n")

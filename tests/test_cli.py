@@ -9,7 +9,7 @@ from dataclasses import fields
 import pytest
 import yaml
 from atlasd.daemon.config import Config
-from atlasd.tools import cli
+from atlasd.tools import cli, clilabels, clilearner
 from typer.testing import CliRunner
 
 RUNNER = CliRunner()
@@ -116,7 +116,7 @@ def test_train_passes_every_option_on_with_the_same_default():
 def test_feed_passes_every_option_on_with_the_same_default():
     from atlasd.tools.feed import FeedOptions
 
-    told = inspect.signature(cli.feed).parameters
+    told = inspect.signature(clilabels.feed).parameters
     for field in fields(FeedOptions):
         if field.name not in {"data", "endpoint", "attempts"}:
             assert told[field.name].default == field.default, field.name
@@ -124,7 +124,7 @@ def test_feed_passes_every_option_on_with_the_same_default():
 
 def test_labels_go_where_the_intake_stands_by_default():
     endpoint = Config().intake.endpoint
-    for command in (cli.label, cli.feed):
+    for command in (cli.label, clilabels.feed):
         assert inspect.signature(command).parameters["endpoint"].default == endpoint
     assert inspect.signature(cli.status).parameters["endpoint"].default == (
         Config().publish.endpoint

@@ -137,3 +137,37 @@ def test_bus_and_intake_need_an_address_each():
         overrides=["intake.enabled=true", "intake.endpoint=ipc:///x", "publish.endpoint=ipc:///x"]
     )
     assert "each needs an address of its own" in message
+
+
+def test_a_deadline_and_its_ladder_are_read_and_dumped(tmp_path):
+    config = load_config(overrides=["model.deadline_ms=40", "model.ladder=[256, 192]"])
+    assert (config.model.deadline_ms, config.model.ladder) == (40.0, [256, 192])
+    assert load_config(written(tmp_path, dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[192, 256]", "must fall from the largest to the smallest"),
+        ("[192, 192]", "must fall"),
+        ("[256, 100]", "multiple of 32"),
+        ("[0]", "greater than or equal to 32"),
+        ("[2048]", "less than or equal to 1024"),
+        (f"{list(range(1024, 480, -32))}", "at most 16"),
+        ("256", "valid list"),
+    ],
+)
+def test_a_malformed_ladder_is_told_with_its_place(tmp_path, value, said):
+    message = refused(written(tmp_path, f"model:\n  threads: 1\n  ladder: {value}\n"))
+    assert ":3: model.ladder" in message
+    assert said in message
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "1e9", "soon"])
+def test_a_deadline_has_bounds(value):
+    assert "model.deadline_ms" in refused(overrides=[f"model.deadline_ms={value}"])
+
+
+def test_a_deadline_is_kept_frame_by_frame():
+    message = refused(overrides=["model.deadline_ms=40", "model.batch=2", "source.policy=wait"])
+    assert "a deadline is kept frame by frame; set model.batch to 1" in message

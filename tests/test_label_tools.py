@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from atlasd.daemon.client import SilenceError
-from atlasd.daemon.infos import IntakeInfo
+from atlasd.daemon.infos import IntakeInfo, LadderInfo, RungInfo
 from atlasd.daemon.intake import Intake
 from atlasd.daemon.labelclient import LabelRefusedError
 from atlasd.daemon.labelclips import load
@@ -445,6 +445,21 @@ def test_status_without_an_intake_says_so(bus):
     came = status(bus.endpoint, output=output)
     assert "intake.enabled is false" in output.getvalue()
     assert "intake" not in to_json(came, None)
+
+
+def test_status_shows_the_rungs_of_a_deadline(bus):
+    rungs = (RungInfo(px=256, p95_ms=52.25, frames=7), RungInfo(px=192, p95_ms=31.0, frames=93))
+    ladder = LadderInfo(deadline_ms=40.0, rung=1, rungs=rungs)
+    bus.publish(a_hello())
+    bus.report("main", ladder=ladder)
+    output = io.StringIO()
+    came = status(bus.endpoint, output=output)
+    assert came.ladder == ladder
+    shown = output.getvalue()
+    for part in ("40 ms, now at rung 1", "256 px, p95 52.2 ms, 7 frames", "192 px, p95 31.0 ms"):
+        assert part in shown
+    told = to_json(came, None)["ladder"]
+    assert told["rungs"][1] == {"px": 192, "p95_ms": 31.0, "frames": 93}
 
 
 def test_status_of_nothing_is_told(tmp_path):

@@ -147,6 +147,52 @@ def test_the_last_status_tells_latencies_and_the_last_mask(tmp_path, checkpoint,
     assert "memory" in statuses[-1].detail
 
 
+def test_a_deadline_is_told_in_masks_status_and_summary(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 1.0, size=(96, 64))
+    out = tmp_path / "out"
+    options = (
+        "source.pace=real",
+        "model.deadline_ms=0.001",
+        "publish.status_interval_s=0.05",
+        f"run.out={out}",
+    )
+    messages, code = everything(tiny_config(checkpoint, video, endpoint, *options))
+    masks = [m for m in messages if isinstance(m, Mask)]
+    told = [m.ladder for m in messages if isinstance(m, Status) and m.ladder is not None]
+    hello = next(m for m in messages if isinstance(m, Hello))
+    assert code == OK
+    assert len(masks) == 25
+    assert {(m.rung, m.deadline_ms) for m in masks} == {(1, 0.001)}
+    assert {m.mask.shape for m in masks} == {hello.mask_shape}
+    assert masks[0].mask.transform is None
+    assert masks[0].to_frame().shape == (64, 96)
+    assert told[-1].deadline_ms == 0.001
+    assert [rung.px for rung in told[-1].rungs] == [64, 32]
+    assert told[-1].rungs[0].frames == 0 < told[-1].rungs[1].frames
+    assert all(rung.p95_ms > 0.001 for rung in told[-1].rungs)
+    summary = json.loads((out / "summary.json").read_text())
+    assert [rung["frames"] for rung in summary["ladder"]["rungs"]] == [0, 25]
+
+
+def test_without_a_deadline_none_is_told(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 0.2)
+    messages, _ = everything(tiny_config(checkpoint, video, endpoint))
+    assert {(m.rung, m.deadline_ms) for m in messages if isinstance(m, Mask)} == {(0, None)}
+    assert {m.ladder for m in messages if isinstance(m, Status)} == {None}
+
+
+def test_segment_keeps_no_deadline(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 0.2, size=(96, 64))
+    config = tiny_config(checkpoint, video, endpoint, "model.deadline_ms=0.001")
+    segment(video, tmp_path / "hasty", config)
+    segment(video, tmp_path / "calm", tiny_config(checkpoint, video, endpoint))
+    hasty, calm = (
+        np.load(tmp_path / folder / "masks.npz", allow_pickle=False)["masks"]
+        for folder in ("hasty", "calm")
+    )
+    np.testing.assert_array_equal(hasty, calm)
+
+
 def test_damage_in_the_file_is_an_event_and_masks_go_on(tmp_path, checkpoint, endpoint):
     video = write_video(tmp_path / "a.ts", 2.0)
     data = bytearray(video.read_bytes())

@@ -71,7 +71,8 @@ def segment(
     Args:
         file: a media file, or a folder of frames with at most one sound.
         out: the folder; results of an earlier run in it are replaced, other files stay.
-        config: network, synchronisation and threshold; its source and queue are set here.
+        config: network, synchronisation and threshold; its source and queue are set here, and
+            its deadline is not kept.
         console: where progress and the summary are shown; None is standard error.
 
     Returns:
@@ -111,11 +112,15 @@ def segment(
 
 
 def _offline(config: Config, file: Path) -> Config:
-    """The same configuration for a file at full speed, few frames at full size in memory."""
+    """The same configuration for a file at full speed, few frames at full size in memory.
+
+    Nobody waits for the masks, so there is no deadline: every frame is seen at the full size.
+    """
     source = config.source.model_copy(update={"uri": str(file), "pace": "free", "policy": "wait"})
     capacity = max(_CAPACITY, config.model.batch)
     queue = config.queue.model_copy(update={"capacity": capacity})
-    return config.model_copy(update={"source": source, "queue": queue})
+    model = config.model.model_copy(update={"deadline_ms": None})
+    return config.model_copy(update={"source": source, "queue": queue, "model": model})
 
 
 def _drive(

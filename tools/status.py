@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..daemon.client import subscribe
 from ..daemon.fields import to_map
-from ..daemon.infos import IntakeInfo, LearnerInfo
+from ..daemon.infos import IntakeInfo, LadderInfo, LearnerInfo
 from ..daemon.messages import Hello, Status
 
 _LATENCIES = ("total_p50", "total_p95", "total_p99", "infer_p50")
@@ -76,11 +76,21 @@ def _table(came: Status, hello: Hello | None) -> Table:
     rows["drops"] = _listed(came.drops)
     shown = [f"{k} {came.lat_ms[k]:.1f}" for k in _LATENCIES if k in came.lat_ms]
     rows["latency, ms"] = ", ".join(shown) or "none yet"
+    rows |= _ladder_rows(came.ladder)
     rows |= _intake_rows(came.intake)
     rows |= _learner_rows(came.learner)
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _ladder_rows(ladder: LadderInfo | None) -> dict[str, str]:
+    if ladder is None:
+        return {}
+    rows = {"deadline": f"{ladder.deadline_ms:g} ms, now at rung {ladder.rung}"}
+    for number, rung in enumerate(ladder.rungs):
+        rows[f"rung {number}"] = f"{rung.px} px, p95 {rung.p95_ms:.1f} ms, {rung.frames} frames"
+    return rows
 
 
 def _intake_rows(intake: IntakeInfo | None) -> dict[str, str]:
