@@ -124,7 +124,7 @@ def test_feed_passes_every_option_on_with_the_same_default():
 
 def test_labels_go_where_the_intake_stands_by_default():
     endpoint = Config().intake.endpoint
-    for command in (cli.label, clilabels.feed):
+    for command in (clilabels.label, clilabels.feed, clilearner.versions, clilearner.rollback):
         assert inspect.signature(command).parameters["endpoint"].default == endpoint
     assert inspect.signature(cli.status).parameters["endpoint"].default == (
         Config().publish.endpoint
