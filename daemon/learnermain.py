@@ -1,6 +1,7 @@
-"""The learner's process: ``python -m atlasd.daemon.learnermain ENDPOINT``, configuration on stdin.
+"""The learner's process: ``python -m atlasd.daemon.learnermain ENDPOINT DAEMON``.
 
-The daemon starts it, and starts it again when it dies; see `supervisor`.
+DAEMON is the daemon's process id; the configuration comes on stdin. The daemon starts it, and
+starts it again when it dies; see `supervisor`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _log = logging.getLogger(__name__)
 
 def main() -> int:
     """Learn until the daemon says stop or dies; see the module for what is returned."""
-    _follow_parent()
+    _follow(int(sys.argv[2]))
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -231,13 +232,16 @@ def _locked(folder: Path) -> Generator[None]:
         yield
 
 
-def _follow_parent() -> None:
-    """Die when the daemon does, however it dies (Linux)."""
-    parent = os.getppid()
+def _follow(daemon: int) -> None:
+    """Die when the daemon does, however it dies (Linux); end where it is dead already.
+
+    It may be: this program takes seconds to be loaded. An orphan that went on would hold the
+    folder's lock, and the learner of the next daemon could not learn.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(STOPPED)  # it died in between
+    if os.getppid() != daemon:
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

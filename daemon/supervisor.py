@@ -66,7 +66,8 @@ class Supervisor:
         config: all that the daemon is told.
         layout: of the serving form, see `learnline.looked_at`.
         announce: tells the bus what happens.
-        command: what starts a learner; the endpoint is added, the configuration comes on stdin.
+        command: what starts a learner; the endpoint and the daemon's process id are added,
+            the configuration comes on stdin.
         clock: monotonic seconds.
     """
 
@@ -291,7 +292,9 @@ class _Life:
         self._is_up = False
         self.line = DaemonEnd(f"ipc://{socket}")
         self.process = subprocess.Popen(
-            [*command, self.line.endpoint], stdin=subprocess.PIPE, start_new_session=True
+            [*command, self.line.endpoint, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         _give_way(self.process.pid)
         with suppress(BrokenPipeError):
