@@ -327,6 +327,16 @@ def test_a_broken_checkpoint_is_passed_over(bench):
     assert bench.learning.info().clips == 6
 
 
+def test_what_a_killed_learner_left_of_a_checkpoint_is_cleared_by_the_next_one(bench):
+    left = bench.store.folder / ".000000000001.part"
+    left.mkdir()
+    (left / learnstore.STATE).write_bytes(b"half of i")
+    bench.put(*(toy(k) for k in range(6)))
+    bench.turns()
+    assert bench.learning.info().checkpoint == 2
+    assert not list(bench.store.folder.glob(".*"))
+
+
 def test_another_base_or_method_is_refused(bench):
     bench.network = build("tiny", seed=5)
     with pytest.raises(LearningError, match="move"):
