@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import random
 import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,35 +21,17 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from ..daemon.config import Config, load_config
+from ..daemon.config import Config
 from ..daemon.journal import Journal, read_journal, replay
-from ..daemon.labelclient import LabelClient, LabelRefusedError
-from ..daemon.labelclips import write_clip
 from ..daemon.labels import PutClip, pack_stored
 from ..daemon.learnermain import learn_settings
 from ..daemon.learnstore import Kept, Learned, LearnStore
 from ..daemon.onlinelearner import LearnState
-from ..daemon.orders import Order
 from ..daemon.parts import build_network
 from ..daemon.places import learned_folder, spool_folder
-from ..model import checkpoints
-from ..model.presets import WeightsError, build
-from ..streams.toyworld import make_clip
 from .bench import BenchError
-from .film import write_film
-from .labeler import Labeler
-from .livedaemon import DaemonError, LiveDaemon
-
-Victim = Literal["learner", "daemon"]
-
-_CLIPS, _CLIP_PX = 24, 64
-_BACKLOG = 8
-"""Clips that may be pending; the labeler waits for the learner then."""
-_EAGER = 0.25
-"""Share of kills that do not wait until all is at work again: they hit it while it starts."""
-_SPREAD_S = 4.0
-_ORDER_S = 90.0
-_SETTLE_S = 0.5
+from .faultstrial import Trial, Victim, trial_config
+from .livedaemon import DaemonError
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +156,8 @@ def bench_faults(
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        config = _config(preset, threads, _empty(folder))
-        trial = _Trial(config, folder, seed)
+        config = trial_config(preset, threads, _empty(folder))
+        trial = Trial(config, folder, seed)
         progress = stack.enter_context(Progress(console=console, transient=True))
         task = progress.add_task(f"{preset}: kills", total=2 * kills)
         try:
@@ -213,147 +193,11 @@ def bench_faults(
     return report
 
 
-# The daemon, its load and its kills.
-
-
 def _empty(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise BenchError(f"{folder} is not empty; choose a new folder")
     return folder
-
-
-def _config(preset: str, threads: int, folder: Path) -> Config:
-    """A daemon that learns small batches, and keeps what it learned every second."""
-    weights = _weights(preset, folder)
-    return load_config(
-        overrides=[
-            f"source.uri={write_film(folder / 'film.mkv')}",
-            f"model.preset={preset}",
-            *([] if weights is None else [f"model.weights={weights}"]),
-            "model.device=cpu",
-            "model.threads=1",
-            f"publish.endpoint=ipc://{folder}/bus",
-            "publish.wait_for_subscriber_s=0",
-            "publish.status_interval_s=0.2",
-            "intake.enabled=true",
-            f"intake.endpoint=ipc://{folder}/labels",
-            f"intake.spool={folder / 'spool'}",
-            "learner.enabled=true",
-            f"learner.threads={threads}",
-            "learner.max_restarts=1000",
-            "learner.clips=2",
-            "learner.wait_s=1",
-            "learner.canary_wait_s=1",
-            "learner.checkpoint_s=1",
-        ]
-    )
-
-
-def _weights(preset: str, folder: Path) -> Path | None:
-    """Random weights that claim to be trained, where none ship."""
-    try:
-        network = build(preset)
-    except WeightsError:
-        network = build(preset, trained=False, pretrained=False)
-    if network.trained:
-        return None
-    network.trained = True
-    path = folder / f"{preset}.safetensors"
-    checkpoints.save(network, path)
-    return path
-
-
-class _Trial:
-    """A daemon under load, killed in turn with its learner, and what was seen meanwhile."""
-
-    def __init__(self, config: Config, folder: Path, seed: int) -> None:
-        self._config, self._folder, self._seed = config, folder, seed
-        self._rng = random.Random(seed)
-        self._daemon: LiveDaemon | None = None
-        self.clips = tuple(
-            write_clip(make_clip(k, size_px=_CLIP_PX, kind="plain").labeled_clip())
-            for k in range(_CLIPS)
-        )
-        self.kills: Counter[Victim] = Counter()
-        self.granted: Mapping[str, int] = {}
-        self.refused: Mapping[str, int] = {}
-        self.deaths = 0
-        self.first_mask_s: list[float] = []
-        self.learner_back_s: list[float] = []
-
-    def run(self, kills: int, advance: Callable[[Victim], None]) -> None:
-        """Kill both as often as told, then let all be learned, and end the daemon."""
-        endpoint = self._config.intake.endpoint
-        with Labeler(endpoint, self.clips, self._is_full, self._seed) as labeler:
-            self.granted, self.refused = labeler.granted, labeler.refused
-            for life, learners in enumerate(_lives(kills, self._rng)):
-                with LiveDaemon(self._config, self._folder) as daemon:
-                    self._daemon = daemon
-                    daemon.until(lambda d=daemon: d.first_mask_s is not None, "showing a mask")
-                    for _ in range(learners):
-                        self._await_moment(daemon)
-                        daemon.until(lambda d=daemon: d.learner_is_up, "learning")
-                        daemon.kill_learner()
-                        self._count("learner", advance)
-                    if life < kills:
-                        self._await_moment(daemon)
-                        daemon.kill()
-                        self._count("daemon", advance)
-                    else:
-                        labeler.finish()
-                        self._settle(daemon)
-                        daemon.leave()
-                self._note(daemon, is_restart=life > 0)
-
-    def _is_full(self) -> bool:
-        return self._daemon is not None and self._daemon.clips.get("pending", 0) >= _BACKLOG
-
-    def _await_moment(self, daemon: LiveDaemon) -> None:
-        """Let some seconds pass, mostly of work, at times of its beginning."""
-        if self._rng.random() >= _EAGER:
-            daemon.until(lambda: daemon.is_at_work, "at work")
-        daemon.listen(self._rng.uniform(0.0, _SPREAD_S))
-
-    def _count(self, victim: Victim, advance: Callable[[Victim], None]) -> None:
-        self.kills[victim] += 1
-        advance(victim)
-
-    def _settle(self, daemon: LiveDaemon) -> None:
-        """Wait until no clip waits, and let all be kept."""
-        folder = spool_folder(self._config)
-        with LabelClient(self._config.intake.endpoint, timeout_s=_ORDER_S, attempts=1) as client:
-            while True:
-                daemon.until(lambda: daemon.is_at_work, "at work")
-                states = Counter(read_journal(folder).clips.values())
-                if not states["pending"] + states["journaled"]:
-                    return
-                if not states["pending"]:
-                    with suppress(LabelRefusedError):  # the learner is not there yet
-                        client.order(Order(order="checkpoint"))
-                daemon.listen(_SETTLE_S)
-
-    def _note(self, daemon: LiveDaemon, is_restart: bool) -> None:
-        self.deaths += daemon.deaths
-        self.learner_back_s += daemon.learner_back_s
-        if is_restart and daemon.first_mask_s is not None:
-            self.first_mask_s.append(daemon.first_mask_s)
-
-
-def _lives(kills: int, rng: random.Random) -> list[int]:
-    """How often the learner is killed in each life of the daemon; the last one is not killed."""
-    victims: list[Victim] = ["learner", "daemon"] * kills
-    rng.shuffle(victims)
-    lives = [0]
-    for victim in victims:
-        if victim == "learner":
-            lives[-1] += 1
-        else:
-            lives.append(0)
-    return lives
-
-
-# What is left of it.
 
 
 def _newest(config: Config) -> tuple[Kept, LearnState]:
@@ -392,7 +236,7 @@ def fate_of(granted: Collection[str], journal: Journal, learned: Learned, leavin
     )
 
 
-def _replayed(config: Config, kept: Kept, state: LearnState, trial: _Trial) -> tuple[str, ...]:
+def _replayed(config: Config, kept: Kept, state: LearnState, trial: Trial) -> tuple[str, ...]:
     """Learn the journal again in a new process; what differs from the newest checkpoint."""
     spawn = multiprocessing.get_context("spawn")
     threads = config.learner.threads
