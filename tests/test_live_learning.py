@@ -82,7 +82,7 @@ class Live:
         ).learner
 
     def put(self, *seeds: int) -> None:
-        with LabelClient(self.config.intake.endpoint) as client:
+        with LabelClient(self.config.intake.endpoint, timeout_s=PATIENCE_S) as client:
             for seed in seeds:
                 clip = make_clip(seed, size_px=64, kind="plain").labeled_clip()
                 assert client.put(write_clip(clip)) == "stored"
