@@ -1,6 +1,7 @@
-"""The learner's process: ``python -m atlasd.daemon.learnermain ENDPOINT``, configuration on stdin.
+"""The learner's process: ``python -m atlasd.daemon.learnermain ENDPOINT DAEMON``.
 
-The daemon starts it, and starts it again when it dies; see `supervisor`.
+DAEMON is the daemon's process id; the configuration comes on stdin. The daemon starts it, and
+starts it again when it dies; see `supervisor`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,8 @@ from typing import Final
 
 import torch
 
-from ..model.baseimportance import FILE, BaseImportance
-from ..model.baseimportance import read as read_importance
 from ..model.method import MethodError
-from ..model.network import Network
-from ..model.presets import WeightsError, shipped
+from ..model.presets import WeightsError
 from .config import Config
 from .engine import available_cores
 from .infos import LearnerInfo
@@ -37,7 +35,7 @@ from .learnstore import LearnStore
 from .notices import LearningRules
 from .onlinelearner import LearnSettings
 from .orders import Carried, Order
-from .parts import build_network
+from .parts import base_importance, build_network
 from .places import learned_folder, make_private, spool_folder
 from .spool import Spool
 from .spoolfile import SpoolError
@@ -59,7 +57,7 @@ _log = logging.getLogger(__name__)
 
 def main() -> int:
     """Learn until the daemon says stop or dies; see the module for what is returned."""
-    _follow_parent()
+    _follow(int(sys.argv[2]))
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -113,7 +111,7 @@ def _serve(config: Config, line: LearnerEnd) -> None:
         store = LearnStore(learned_folder(config), learner.keep)
         pulse = _Pulse(line)
         base = build_network(config)
-        importance = _importance(config, base)
+        importance = base_importance(config, base)
         learning = Learning(
             base.to(_device(config)),
             learn_settings(config),
@@ -174,22 +172,6 @@ def _carried_out(learning: Learning, order: Order) -> str:
             learning.discard(order.batch)
             detail = f"the clips of batch {order.batch} are thrown away"
     return detail
-
-
-def _importance(config: Config, base: Network) -> BaseImportance | None:
-    """What ships with the weights, where the method holds a base."""
-    if config.learner.base == "zero":
-        return None
-    folder = config.model.weights or shipped(config.model.preset)
-    if not (folder / FILE).exists():
-        _log.warning(
-            "%s has no importances (%s): until the first consolidation nothing of what it knows "
-            "is held; measure them with `atlasd importance`, or set learner.base to zero",
-            folder,
-            FILE,
-        )
-        return None
-    return read_importance(folder, base)
 
 
 def _device(config: Config) -> str:
@@ -257,13 +239,16 @@ def _locked(folder: Path) -> Generator[None]:
         yield
 
 
-def _follow_parent() -> None:
-    """Die when the daemon does, however it dies (Linux)."""
-    parent = os.getppid()
+def _follow(daemon: int) -> None:
+    """Die when the daemon does, however it dies (Linux); end where it is dead already.
+
+    It may be: this program takes seconds to be loaded. An orphan that went on would hold the
+    folder's lock, and the learner of the next daemon could not learn.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(STOPPED)  # it died in between
+    if os.getppid() != daemon:
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -426,6 +426,9 @@ class Learning:
         self._learner = self._fresh(self._accepted.state)
 
     def _set_aside(self, number: int, reason: str) -> None:
+        """Quarantine a batch, once what it judged is kept: it does not come again to judge that."""
+        if self._accepted.cursor > self._checkpoint:
+            self._keep()
         self._spool.quarantine(number, reason)
         self._refused += 1
         self._say(

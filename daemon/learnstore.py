@@ -96,7 +96,7 @@ class Kept:
 
 
 class LearnStore:
-    """Checkpoints of one learner, the latest few kept.
+    """Checkpoints of one learner, the latest few kept; no other process may write there.
 
     Args:
         folder: made, for its owner alone, when the first is written.
@@ -117,11 +117,12 @@ class LearnStore:
                 were.
         """
         final = self.folder / f"{learned.cursor:0{_DIGITS}d}"
-        part = self.folder / f".{final.name}.{os.getpid()}.part"
+        part = self.folder / f".{final.name}.part"
+        for left in self.folder.glob(".*.part"):  # by a learner that was killed
+            shutil.rmtree(left, ignore_errors=True)
         for kept in self._listed():
             if kept.folder == final:
                 return kept
-        shutil.rmtree(part, ignore_errors=True)
         try:
             make_private(part)
             checkpoints.save(

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from ..model.baseimportance import FILE, BaseImportance
+from ..model.baseimportance import read as read_importance
 from ..model.checkpoints import tensors_of
 from ..model.network import Network
-from ..model.presets import WeightsError, build, load
+from ..model.presets import WeightsError, build, load, shipped
 from ..model.pretrained import tensor_hash
 from ..streams.files import open_source
 from ..streams.sources import Source
@@ -43,6 +45,30 @@ def build_network(config: Config) -> Network:
     )
     network.require_trained()
     return network
+
+
+def base_importance(config: Config, base: Network) -> BaseImportance | None:
+    """The importances beside the configured weights; None: there are none, or none are wanted.
+
+    Args:
+        config: all that the daemon is told.
+        base: `build_network`'s, before anything is learned.
+
+    Raises:
+        WeightsError: they belong to other weights.
+    """
+    if config.learner.base == "zero":
+        return None
+    folder = config.model.weights or shipped(config.model.preset)
+    if not (folder / FILE).exists():
+        _log.warning(
+            "%s has no importances (%s): until the first consolidation nothing of what it knows "
+            "is held; measure them with `atlasd importance`, or set learner.base to zero",
+            folder,
+            FILE,
+        )
+        return None
+    return read_importance(folder, base)
 
 
 def build_engine(config: Config) -> TorchEngine:

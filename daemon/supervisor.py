@@ -3,8 +3,10 @@
 Nothing that the learner does, its death included, stops the masks. On Linux it runs under
 SCHED_IDLE, with all threads: it takes what masks leave of the processor and nothing else (measured
 on two cores, p99 of masks was 0.7 to 0.8 of what it was without; `nice 19` with one thread made it
-3 to 4 times as long). So it may stand still for long without being hung, and its deadline counts
-the time that it computed.
+3 to 4 times as long). It has a process group of its own, so that a terminal's signals pass it by,
+but the daemon's session: where the kernel shares the processor by sessions (autogroup, the default
+of most desktops), a policy counts within one only. So the learner may stand still for long without
+being hung, and its deadline counts the time that it computed.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Supervisor:
         config: all that the daemon is told.
         layout: of the serving form, see `learnline.looked_at`.
         announce: tells the bus what happens.
-        command: what starts a learner; the endpoint is added, the configuration comes on stdin.
+        command: what starts a learner; the endpoint and the daemon's process id are added,
+            the configuration comes on stdin.
         clock: monotonic seconds.
     """
 
@@ -294,7 +297,9 @@ class _Life:
         self._is_up = False
         self.line = DaemonEnd(f"ipc://{socket}")
         self.process = subprocess.Popen(
-            [*command, self.line.endpoint], stdin=subprocess.PIPE, start_new_session=True
+            [*command, self.line.endpoint, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            process_group=0,
         )
         _give_way(self.process.pid)
         with suppress(BrokenPipeError):

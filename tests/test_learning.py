@@ -210,6 +210,22 @@ def test_a_learner_that_was_killed_anywhere_ends_with_the_same_weights(tmp_path,
         assert same(ends[0][1].tensors, ends[1][1].tensors)
 
 
+def test_what_a_batch_judged_before_it_was_refused_is_not_judged_again(tmp_path):
+    """By another batch, as the refused one does not come again: it might be refused now."""
+    settings = dataclasses.replace(SETTINGS, passes=20, lr=1e-2, parts="all")
+    rules = dataclasses.replace(RULES, canary_drop=0.05, checkpoint_s=1e9)
+    bench = Bench(tmp_path, settings, rules)
+    with bench.spool:
+        bench.put(*(toy(k) for k in range(4)), *(inverted(toy(k)) for k in (4, 5)), toy(6), toy(7))
+        bench.turns()
+        info = bench.learning.info()
+        assert (info.refused, info.batch, info.candidate) == (1, 2, 4)
+        bench.begin()
+        assert bench.learning.info().version == info.version
+        bench.turns()
+        assert bench.learning.info().candidate == 4
+
+
 def test_what_a_checkpoint_holds_is_not_learned_again(bench):
     bench.put(*(toy(k) for k in range(4)))
     bench.turns()
@@ -328,6 +344,16 @@ def test_a_broken_checkpoint_is_passed_over(bench):
     assert bench.learning.info().batch == newest.learned.cursor - 1
     bench.turns()
     assert bench.learning.info().clips == 6
+
+
+def test_what_a_killed_learner_left_of_a_checkpoint_is_cleared_by_the_next_one(bench):
+    left = bench.store.folder / ".000000000001.part"
+    left.mkdir()
+    (left / learnstore.STATE).write_bytes(b"half of i")
+    bench.put(*(toy(k) for k in range(6)))
+    bench.turns()
+    assert bench.learning.info().checkpoint == 2
+    assert not list(bench.store.folder.glob(".*"))
 
 
 def test_another_base_or_method_is_refused(bench):

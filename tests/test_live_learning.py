@@ -82,7 +82,7 @@ class Live:
         ).learner
 
     def put(self, *seeds: int) -> None:
-        with LabelClient(self.config.intake.endpoint) as client:
+        with LabelClient(self.config.intake.endpoint, timeout_s=PATIENCE_S) as client:
             for seed in seeds:
                 clip = make_clip(seed, size_px=64, kind="plain").labeled_clip()
                 assert client.put(write_clip(clip)) == "stored"
@@ -148,6 +148,8 @@ def test_clips_are_learned_beside_the_masks_and_survive_every_death(tmp_path, co
         assert 0 <= swap.data["stall_ms"] < 1000 / 10
         info = daemon.learner(lambda info: info.clips == 4)
         assert os.sched_getscheduler(info.pid) == os.SCHED_IDLE
+        assert os.getsid(info.pid) == os.getsid(daemon.process.pid)
+        assert os.getpgid(info.pid) != os.getpgid(daemon.process.pid)
         assert info.score is not None
 
         kept = daemon.order("checkpoint")

@@ -20,7 +20,6 @@ def options(folder, **changes) -> StudyOptions:
         "tests_per_class": 1,
         "base_epochs": 1,
         "quiet_s": 2.0,
-        "video_s": 240.0,
     }
     return StudyOptions(**{**told, **changes})
 

@@ -31,7 +31,7 @@ sys.stdin.read()
 context = zmq.Context()
 line = context.socket(zmq.PAIR)
 line.setsockopt(zmq.LINGER, 1000)
-line.connect(sys.argv[-1])
+line.connect(sys.argv[1])
 def say(state, **more):
     line.send_multipart([b"info", msgpack.packb({"state": state, "pid": os.getpid(), **more})])
 def end(code):

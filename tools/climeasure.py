@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 score_app = typer.Typer(no_args_is_help=True, help="Measure how good weights are.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure speed as ratios in one run.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed as ratios, and deaths survived.")
 
 WeightsOption = Annotated[
     Path | None, typer.Option(help="A checkpoint; default: the weights that ship.")
@@ -163,7 +163,7 @@ def bench_learning(
 def bench_live(
     preset: PresetOption = "atlas-lite",
     frames: Annotated[int, typer.Option(min=50, help="Masks of each of three phases.")] = 1000,
-    fps: Annotated[float, typer.Option(min=1, max=120, help="Of the source.")] = 5.0,
+    fps: Annotated[int, typer.Option(min=1, max=120, help="Of the source.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Of the learner; 0: all cores.")] = 0,
     json_path: ReportOption = None,
 ) -> None:
@@ -218,3 +218,25 @@ def study(
         quiet_s=quiet_s,
     )
     run(options, systems=systems or ())
+
+
+@bench_app.command("faults")
+def bench_faults(
+    preset: Annotated[str, typer.Option(help="The network that is served and learns.")] = (
+        "atlas-lite"
+    ),
+    kills: Annotated[int, typer.Option(min=1, help="Of the learner, and of the daemon.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the order and the moments of kills.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Of the learner.")] = 1,
+    folder: Annotated[
+        Path | None, typer.Option(help="A new folder for spool, checkpoints and log, which stays.")
+    ] = None,
+    json_path: ReportOption = None,
+) -> None:
+    """Kill a daemon and its learner again and again: no clip is lost, none is learned twice."""
+    from .faultsbench import bench_faults as torment
+
+    report = torment(
+        preset, kills=kills, seed=seed, threads=threads, folder=folder, json_path=json_path
+    )
+    raise typer.Exit(0 if report.passed else 1)

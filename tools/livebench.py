@@ -27,11 +27,10 @@ from ..daemon.labelclient import LabelClient, LabelRefusedError, NoAnswerError
 from ..daemon.labelclips import write_clip
 from ..daemon.labels import PutClip
 from ..daemon.memory import resident_mb
-from ..daemon.messages import Status
 from ..daemon.orders import Order, OrderName
-from ..streams.sampleclip import make_sample
 from ..streams.toyworld import make_clip
-from .livedaemon import PATIENCE_S, LiveDaemon
+from .film import write_film
+from .livedaemon import LiveDaemon
 from .machine import machine
 
 LATENCY_BAR = 1.2
@@ -67,7 +66,7 @@ class LiveReport:
 
     machine: str
     preset: str
-    fps: float
+    fps: int
     frames: int
     latency_ms: dict[str, dict[str, float]]
     ratio: float
@@ -83,7 +82,7 @@ def bench_live(
     preset: str = "atlas-lite",
     *,
     frames: int = 1000,
-    fps: float = 5.0,
+    fps: int = 5,
     threads: int = 0,
     json_path: Path | None = None,
     console: Console | None = None,
@@ -99,12 +98,12 @@ def bench_live(
         console: where to print, or None for standard output.
 
     Raises:
-        LiveError: the daemon did not do what it must.
+        DaemonError: the daemon did not do what it must.
     """
     console = console or Console()
     with tempfile.TemporaryDirectory(prefix="atlasd-bench-") as folder, _bar(console) as bar:
         here = Path(folder)
-        config = _config(here, preset, fps, threads, 3 * frames / fps + 120)
+        config = _config(here, preset, fps, threads)
         report = _measured(config, here, preset, frames, fps, bar)
     if json_path is not None:
         json_path.write_text(json.dumps(asdict(report), indent=2) + "\n")
@@ -112,11 +111,10 @@ def bench_live(
     return report
 
 
-def _config(here: Path, preset: str, fps: float, threads: int, seconds: float) -> Config:
-    video = make_sample(here, world="toy", seconds=seconds, fps=fps, size_px=(160, 120)).video
+def _config(here: Path, preset: str, fps: int, threads: int) -> Config:
     return load_config(
         overrides=[
-            f"source.uri={video}",
+            f"source.uri={write_film(here / 'film.mkv', fps=fps)}",
             "source.policy=live",
             f"model.preset={preset}",
             f"publish.endpoint=ipc://{here}/bus",
@@ -132,30 +130,31 @@ def _config(here: Path, preset: str, fps: float, threads: int, seconds: float) -
 
 
 def _measured(
-    config: Config, here: Path, preset: str, frames: int, fps: float, bar: Progress
+    config: Config, here: Path, preset: str, frames: int, fps: int, bar: Progress
 ) -> LiveReport:
     stop = threading.Event()
     labels = [write_clip(make_clip(seed).labeled_clip()) for seed in range(_CLIPS)]
     labeler = threading.Thread(target=_label, args=(config, labels, stop), daemon=True)
     learned = 0
-    with LiveDaemon(config, here) as daemon:
-        daemon.learner_waits()
+    with LiveDaemon(config, here, 3 * frames / fps + _PATIENCE_S) as daemon:
+        daemon.until(lambda: daemon.learner.state == "waiting", "ready to learn")
         _order(config, "pause")
-        daemon.pass_by(_SETTLE_S)
-        memory_mb = [resident_mb(daemon.process.pid) or 0.0]
+        daemon.listen(_SETTLE_S)
+        memory_mb = [resident_mb(daemon.pid) or 0.0]
         for phase in PHASES:
             if phase == "on":
                 labeler.start()
                 _order(config, "resume")
             daemon.phase = phase
             task = bar.add_task(f"learner {phase}", total=frames)
-            daemon.until(_enough(daemon, phase, frames, bar, task), frames / fps + _PATIENCE_S)
+            daemon.until(_enough(daemon, phase, frames, bar, task), f"through with {phase}")
             if phase == "on":
                 stop.set()
                 labeler.join()
-                learned = _learned(daemon)
+                learned = daemon.learner.clips
                 _order(config, "pause")
-        memory_mb.append(resident_mb(daemon.process.pid) or 0.0)
+        memory_mb.append(resident_mb(daemon.pid) or 0.0)
+        daemon.leave()
     latencies = {
         phase: {
             f"p{p}": float(np.percentile(daemon.masks[phase].latency_ms[:frames], p))
@@ -165,7 +164,7 @@ def _measured(
     }
     without = np.concatenate([daemon.masks[phase].latency_ms[:frames] for phase in PHASES[::2]])
     ratio = latencies["on"]["p99"] / float(np.percentile(without, 99))
-    stall_ms = max((float(swap.data["stall_ms"]) for swap in daemon.swaps), default=0.0)
+    stall_ms = max(daemon.stalls_ms, default=0.0)
     frame_ms = 1000 / fps
     return LiveReport(
         machine=machine(),
@@ -175,28 +174,23 @@ def _measured(
         latency_ms=latencies,
         ratio=ratio,
         learned=learned,
-        swaps=len(daemon.swaps),
+        swaps=len(daemon.stalls_ms),
         stall_ms=stall_ms,
         frame_ms=frame_ms,
         memory_mb=(memory_mb[0], memory_mb[1]),
-        passed=ratio <= LATENCY_BAR and stall_ms < frame_ms and len(daemon.swaps) > 0,
+        passed=ratio <= LATENCY_BAR and stall_ms < frame_ms and len(daemon.stalls_ms) > 0,
     )
 
 
 def _enough(
     daemon: LiveDaemon, phase: str, frames: int, bar: Progress, task: TaskID
-) -> Callable[[Status], bool]:
-    def done(_: Status) -> bool:
+) -> Callable[[], bool]:
+    def done() -> bool:
         come = len(daemon.masks[phase].latency_ms) if phase in daemon.masks else 0
         bar.update(task, completed=min(come, frames))
         return come >= frames
 
     return done
-
-
-def _learned(daemon: LiveDaemon) -> int:
-    status = daemon.status
-    return status.learner.clips if status is not None and status.learner is not None else 0
 
 
 def _label(config: Config, labels: Sequence[PutClip], stop: threading.Event) -> None:
@@ -214,7 +208,7 @@ def _label(config: Config, labels: Sequence[PutClip], stop: threading.Event) -> 
 
 
 def _order(config: Config, name: OrderName) -> None:
-    with LabelClient(config.intake.endpoint, timeout_s=PATIENCE_S) as client:
+    with LabelClient(config.intake.endpoint, timeout_s=_PATIENCE_S) as client:
         client.order(Order(order=name))
 
 

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..streams.sampleclip import make_sample
 from ..streams.toyworld import write_dataset
+from .film import write_film
 from .machine import machine
 from .reportdrawing import png
 from .runfolder import write_bytes, write_json
@@ -56,7 +56,7 @@ def study(
         folder.
 
     Raises:
-        LiveError: a daemon did not do what it must.
+        DaemonError: a daemon did not do what it must.
         DatasetError, ProtocolError: the data set.
     """
     console = console or Console()
@@ -85,13 +85,9 @@ def toy_data(folder: Path) -> Path:
 
 
 def _video(options: StudyOptions) -> Path:
-    folder = options.out / "video"
-    path = folder / "sample.mp4"
-    if path.exists():
-        return path
-    return make_sample(
-        folder, world="toy", seconds=options.video_s, fps=options.fps, size_px=(160, 120)
-    ).video
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"film-{options.fps}.mkv"
+    return path if path.exists() else write_film(path, fps=options.fps)
 
 
 def _write(out: Path, results: Sequence[SystemResult]) -> None:

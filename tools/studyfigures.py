@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .reportdrawing import STYLE, Style, styles
-from .studyrun import SystemResult
+from .studyrun import PHASES, SystemResult
 
-_PHASES = ("before", "during", "after")
 _GRID = 40
 
 
@@ -47,7 +46,7 @@ def draw_latencies(results: Sequence[SystemResult], titles: Mapping[str, str]) -
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         for place, name in enumerate(names):
             mine = [result for result in results if result.system == name]
-            for k, phase in enumerate(_PHASES):
+            for k, phase in enumerate(PHASES):
                 pooled = np.concatenate([np.asarray(r.latency_ms[phase]) for r in mine])
                 p50, p95, p99 = np.percentile(pooled, (50, 95, 99))
                 x = k + 0.15 * (place - (len(names) - 1) / 2)
@@ -57,7 +56,7 @@ def draw_latencies(results: Sequence[SystemResult], titles: Mapping[str, str]) -
             stalls = np.sort(np.concatenate([np.asarray(r.stalls_ms) for r in mine]))
             share = np.arange(1, len(stalls) + 1) / max(1, len(stalls))
             right.step(stalls, share, where="post", color=look[name].color, label=titles[name])
-        left.set_xticks(range(len(_PHASES)), ["before learning", "while learning", "after"])
+        left.set_xticks(range(len(PHASES)), ["before learning", "while learning", "after"])
         left.set_ylabel("mask latency, ms")
         left.set_title("p50 (mark), p95 (dash), p99 (end of the line)")
         left.set_ylim(bottom=0)

@@ -33,7 +33,6 @@ class StudyOptions:
         blur: percent of the stream's clips that change places.
         fps: frames a second of the video that masks are made of meanwhile.
         quiet_s: seconds of masks before the first clip and after the last.
-        video_s: length of the video; it must outlast the stream.
     """
 
     data: Path
@@ -45,9 +44,8 @@ class StudyOptions:
     tests_per_class: int = 6
     base_epochs: int = 8
     blur: int = 20
-    fps: float = 5.0
+    fps: int = 5
     quiet_s: float = 20.0
-    video_s: float = 900.0
 
 
 @dataclass(frozen=True, slots=True)

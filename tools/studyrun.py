@@ -18,18 +18,21 @@ from ..daemon.clipbatch import batches_of
 from ..daemon.config import Config, load_config
 from ..daemon.labelclient import LabelClient
 from ..daemon.learnstore import LearnStore
-from ..daemon.messages import Status
 from ..daemon.onlinelearner import frame_scores
 from ..daemon.orders import Order
 from ..model.method import Batch
 from ..model.presets import load
 from ..streams.clips import Clip, LabeledClip
 from .label import LabelFacts, label_of_entry
-from .livedaemon import PATIENCE_S, LiveDaemon
+from .livedaemon import LiveDaemon
 from .runfolder import write_json
 from .studyplan import StudyOptions, StudyPlan
 
+PHASES = ("before", "during", "after")
+"""Masks alone, beside the learner, and alone again."""
+
 _LEARN_S = 3600.0
+_ORDER_S = 300.0
 _VERSIONS = 64
 _SCORED = 12
 _LABEL_PX = 224
@@ -124,7 +127,7 @@ def run_system(
         bar: shows how far it is.
 
     Raises:
-        LiveError: the daemon ended, or did not learn all in time.
+        DaemonError: the daemon ended, or did not learn all in time.
     """
     path = folder / "result.json"
     if path.exists():
@@ -134,7 +137,7 @@ def run_system(
         config = _config(options, system, seed, base, video, folder, Path(sockets))
         result = SystemResult(system.name, seed)
         watch = _Watch(result, len(plan.stream), bar, f"seed {seed}: {system.title}")
-        _live(config, plan, options.quiet_s, folder, watch, result)
+        _live(config, plan, options.quiet_s, folder, Path(sockets), watch, result)
     store = LearnStore(Path(str(config.learner.state)), _VERSIONS)
     result.points = _scored(plan, base, store)
     result.write(path)
@@ -184,18 +187,16 @@ class _Watch:
         self._learned = 0
         self._task = bar.add_task(title, total=clips)
 
-    def has_learned_all(self, status: Status) -> bool:
-        """Note a status; whether all clips are learned, or set aside."""
-        learner, intake = status.learner, status.intake
-        if learner is None or intake is None:
-            return False
+    def has_learned_all(self, daemon: LiveDaemon) -> bool:
+        """Note how far it is; whether all clips are learned, or set aside."""
+        learner = daemon.learner
         if learner.clips > self._learned and learner.score is not None:
             self._learned = learner.clips
             score, a_auc = learner.score, learner.a_auc or 0.0
             self._result.prequential.append((learner.clips, score, a_auc))
             self._bar.update(self._task, completed=self._learned)
         self._result.refused = learner.refused
-        return self._learned + intake.clips.get("quarantined", 0) >= self._clips
+        return self._learned + daemon.clips.get("quarantined", 0) >= self._clips
 
 
 def _live(
@@ -203,30 +204,31 @@ def _live(
     plan: StudyPlan,
     quiet_s: float,
     folder: Path,
+    sockets: Path,
     watch: _Watch,
     result: SystemResult,
 ) -> None:
     """Masks alone, masks while the stream is learned, masks alone again."""
-    with LiveDaemon(config, folder) as daemon:
-        daemon.learner_waits()
+    with LiveDaemon(config, folder, _LEARN_S, sockets) as daemon:
+        daemon.until(lambda: daemon.learner.state == "waiting", "ready to learn")
         daemon.phase = "before"
-        daemon.masks.clear()
-        daemon.pass_by(quiet_s)
+        daemon.listen(quiet_s)
         daemon.phase = "during"
         began = time.monotonic()
         labeler = threading.Thread(target=_label, args=(config, plan), daemon=True)
         labeler.start()
-        daemon.until(watch.has_learned_all, _LEARN_S)
+        daemon.until(lambda: watch.has_learned_all(daemon), "through with the stream")
         result.learn_s = time.monotonic() - began
         labeler.join()
-        with LabelClient(config.intake.endpoint, timeout_s=PATIENCE_S) as client:
+        with LabelClient(config.intake.endpoint, timeout_s=_ORDER_S) as client:
             client.order(Order(order="checkpoint"))
         daemon.phase = "after"
-        daemon.pass_by(quiet_s)
-    for phase, timed in daemon.masks.items():
-        result.latency_ms[phase] = timed.latency_ms
-        result.fps[phase] = timed.fps
-    result.stalls_ms = [float(swap.data["stall_ms"]) for swap in daemon.swaps]
+        daemon.listen(quiet_s)
+        daemon.leave()
+    for phase in PHASES:
+        result.latency_ms[phase] = daemon.masks[phase].latency_ms
+        result.fps[phase] = daemon.masks[phase].fps
+    result.stalls_ms = daemon.stalls_ms
 
 
 def _label(config: Config, plan: StudyPlan) -> None:
