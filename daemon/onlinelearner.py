@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -91,7 +91,8 @@ class OnlineLearner:
         base: the deployed network. It stays as it is; its frozen parts are shared, and stop asking
             for gradients.
         settings: how to learn.
-        state: where another learner on the same base stood; None begins at the base.
+        state: where another learner on the same base stood, which may have learned at another
+            rate; None begins at the base.
         importance: of the base's weights, for methods that hold a base; None: nothing is held.
 
     Attributes:
@@ -142,7 +143,8 @@ class OnlineLearner:
         )
         if state is not None:
             self._steps_before = state.manifest["steps_before"]
-            self.trainer.load_state(state.tensors, state.manifest["trainer"], "the learned state")
+            told = {**state.manifest["trainer"], "settings": asdict(self.trainer.settings)}
+            self.trainer.load_state(state.tensors, told, "the learned state")
 
     @property
     def categories(self) -> tuple[str, ...]:

@@ -356,6 +356,17 @@ def test_what_a_killed_learner_left_of_a_checkpoint_is_cleared_by_the_next_one(b
     assert not list(bench.store.folder.glob(".*"))
 
 
+def test_learning_goes_on_at_another_rate(bench):
+    bench.put(*(toy(k) for k in range(6)))
+    bench.turns()
+    bench.learning.checkpoint()
+    bench.settings = dataclasses.replace(SETTINGS, lr=1e-4, passes=2)
+    bench.begin()
+    bench.put(toy(6), toy(7))
+    bench.turns()
+    assert bench.learning.info().clips == 8
+
+
 def test_another_base_or_method_is_refused(bench):
     bench.network = build("tiny", seed=5)
     with pytest.raises(LearningError, match="move"):

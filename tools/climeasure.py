@@ -191,6 +191,7 @@ def study(
     clips: Annotated[int, typer.Option(min=1, help="Training clips of each class.")] = 30,
     tests: Annotated[int, typer.Option(min=1, help="Test clips of each class.")] = 6,
     epochs: Annotated[int, typer.Option(min=1, help="Of the base.")] = 8,
+    lr: Annotated[float, typer.Option(min=1e-9, help="Learning rate of all systems.")] = 3e-3,
     blur: Annotated[
         int, typer.Option(min=0, max=100, help="Percent of the stream's clips that change places.")
     ] = 20,
@@ -214,6 +215,7 @@ def study(
         clips_per_class=clips,
         tests_per_class=tests,
         base_epochs=epochs,
+        lr=lr,
         blur=blur,
         quiet_s=quiet_s,
     )

@@ -30,6 +30,7 @@ class StudyOptions:
         clips_per_class: training clips of each class.
         tests_per_class: test clips of each class, a frame of each.
         base_epochs: passes over the base's clips.
+        lr: learning rate of all systems.
         blur: percent of the stream's clips that change places.
         fps: frames a second of the video that masks are made of meanwhile.
         quiet_s: seconds of masks before the first clip and after the last.
@@ -43,6 +44,7 @@ class StudyOptions:
     clips_per_class: int = 30
     tests_per_class: int = 6
     base_epochs: int = 8
+    lr: float = 3e-3
     blur: int = 20
     fps: int = 5
     quiet_s: float = 20.0

@@ -170,6 +170,7 @@ def _config(
             "learner.enabled=true",
             f"learner.state={folder / 'learned'}",
             f"learner.seed={seed}",
+            f"learner.lr={options.lr}",
             f"learner.keep={_VERSIONS}",
             "learner.checkpoint_s=0",
             "learner.wait_s=2",
