@@ -38,7 +38,7 @@ class LiveDaemon:
     Attributes:
         first_mask_s: seconds from its start until a mask was received, None before.
         learner: how its learner does, as its latest status says.
-        clips: in its spool by state, likewise.
+        clips: in its spool by state, likewise; None before the first status.
         deaths: of its learner, other than by `SIGKILL`.
         learner_back_s: for each kill of its learner, seconds until it was at work again; a kill
             that another one followed too soon has none.
@@ -51,7 +51,7 @@ class LiveDaemon:
         settings.write_text(config.model_dump_json())
         self.first_mask_s: float | None = None
         self.learner = LearnerInfo(state="starting")
-        self.clips: Mapping[str, int] = {}
+        self.clips: Mapping[str, int] | None = None
         self.deaths = 0
         self.learner_back_s: list[float] = []
         self._killed = (0, 0.0)
