@@ -151,7 +151,8 @@ class Trial:
                 self._note(daemon, is_restart=life > 0)
 
     def _is_full(self) -> bool:
-        return self._daemon is not None and self._daemon.clips.get("pending", 0) >= _BACKLOG
+        clips = None if self._daemon is None else self._daemon.clips
+        return clips is None or clips.get("pending", 0) >= _BACKLOG
 
     def _await_moment(self, daemon: LiveDaemon) -> None:
         """Let some seconds pass, mostly of work, at times of its beginning."""

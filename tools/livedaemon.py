@@ -59,7 +59,7 @@ class LiveDaemon:
     Attributes:
         first_mask_s: seconds from its start until a mask was received, None before.
         learner: how its learner does, as its latest status says.
-        clips: in its spool by state, likewise.
+        clips: in its spool by state, likewise; None before the first status.
         phase: masks that come are timed under this name.
         masks: of each phase.
         stalls_ms: of each swap of weights.
@@ -81,7 +81,7 @@ class LiveDaemon:
         settings.write_text(config.model_dump_json())
         self.first_mask_s: float | None = None
         self.learner = LearnerInfo(state="starting")
-        self.clips: Mapping[str, int] = {}
+        self.clips: Mapping[str, int] | None = None
         self.deaths = 0
         self.learner_back_s: list[float] = []
         self.phase = "start"

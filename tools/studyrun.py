@@ -197,7 +197,8 @@ class _Watch:
             self._result.prequential.append((learner.clips, score, a_auc))
             self._bar.update(self._task, completed=self._learned)
         self._result.refused = learner.refused
-        return self._learned + daemon.clips.get("quarantined", 0) >= self._clips
+        aside = (daemon.clips or {}).get("quarantined", 0)
+        return self._learned + aside >= self._clips
 
 
 def _live(
