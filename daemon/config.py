@@ -45,6 +45,8 @@ class SourceConfig(_Section):
     """Files: `real` gives each frame when it is due, `free` as fast as it is consumed."""
     policy: Literal["auto", "wait", "live"] = "auto"
     """`wait`: every frame, in order; `live`: the freshest; `auto`: wait for files, else live."""
+    repeat: bool = False
+    """Begin again at the end, for ever, each round an epoch: to learn beside a short clip."""
     folder_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frames a second of a folder of frames without timestamps."""
 

@@ -320,6 +320,7 @@ class Learning:
         oldest_ns = waiting.oldest_ns
         is_old = oldest_ns is not None and self._now() - oldest_ns >= self._rules.wait_s * _NS
         if not (waiting.journaled or waiting.pending >= self._rules.clips or is_old):
+            self._keep_if_due()
             return self._publish_unjudged()
         try:
             batch = self._spool.next_batch(at, self._rules.clips, self._seed(at))
@@ -412,8 +413,7 @@ class Learning:
         self._candidate = None
         if not candidate.published:
             self._serve(version, before.version, candidate.number, "learned", tensors)
-        if self._clock() - self._checkpoint_ns >= self._rules.checkpoint_s * _NS:
-            self._keep()
+        self._keep_if_due()
 
     def _refuse(self, candidate: _Candidate, why: str) -> None:
         self._go_back()
@@ -439,6 +439,11 @@ class Learning:
         )
 
     # Keeping and telling.
+
+    def _keep_if_due(self) -> None:
+        is_time = self._clock() - self._checkpoint_ns >= self._rules.checkpoint_s * _NS
+        if is_time and self._accepted.cursor > self._checkpoint:
+            self._keep()
 
     def _keep(self) -> Kept:
         accepted = self._accepted

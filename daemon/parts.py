@@ -14,6 +14,7 @@ from ..model.network import Network
 from ..model.presets import WeightsError, build, load, shipped
 from ..model.pretrained import tensor_hash
 from ..streams.files import open_source
+from ..streams.repeated import RepeatedSource
 from ..streams.sources import Source
 from .config import Config
 from .engine import Engine, TorchEngine
@@ -98,22 +99,34 @@ def open_stream(
     engine: Engine,
     *,
     keep_full: bool = False,
+    repeat: bool = False,
     clock: Callable[[], int] = time.monotonic_ns,
 ) -> Source:
     """The configured source, at the size and rate that the engine takes.
 
+    Args:
+        config: all that the daemon is told.
+        engine: whose size and rate count.
+        keep_full: also keep the unscaled pictures.
+        repeat: begin again at the end.
+        clock: monotonic nanoseconds.
+
     Raises:
         MediaError: it cannot be opened.
     """
-    return open_source(
-        config.source.uri,
-        stream=config.source.stream,
-        image_size_px=(engine.image_px, engine.image_px),
-        keep_full=keep_full,
-        sample_rate_hz=engine.sample_rate_hz,
-        fps=config.source.folder_fps,
-        clock=clock,
-    )
+
+    def opened() -> Source:
+        return open_source(
+            config.source.uri,
+            stream=config.source.stream,
+            image_size_px=(engine.image_px, engine.image_px),
+            keep_full=keep_full,
+            sample_rate_hz=engine.sample_rate_hz,
+            fps=config.source.folder_fps,
+            clock=clock,
+        )
+
+    return RepeatedSource(opened) if repeat else opened()
 
 
 def pipeline_options(config: Config) -> PipelineOptions:

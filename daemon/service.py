@@ -151,7 +151,7 @@ class Service:
         engine = build_engine(config)
         source = None
         try:
-            source = open_stream(config, engine, clock=clock)
+            source = open_stream(config, engine, repeat=config.source.repeat, clock=clock)
             engine.warm()
             return cls(config, source, engine, signals, clock)
         except BaseException:

@@ -252,6 +252,17 @@ def test_new_classes_get_rows_and_old_rows_stay(bench):
     assert bench.publications[-1].tensors["head.linear.weight"].shape[0] == 3
 
 
+def test_what_was_accepted_is_kept_in_time_though_no_clips_come(tmp_path):
+    bench = Bench(tmp_path, rules=dataclasses.replace(RULES, checkpoint_s=30))
+    with bench.spool:
+        bench.put(*(toy(k) for k in range(4)))
+        bench.turns()
+        assert (bench.learning.info().batch, bench.learning.info().checkpoint) == (1, 0)
+        bench.wait(30)
+        bench.turns()
+        assert bench.learning.info().checkpoint == 1
+
+
 def test_going_back_restores_the_weights_and_sets_aside_what_came_after(bench):
     bench.put(*(toy(k) for k in range(6)))
     bench.turns()

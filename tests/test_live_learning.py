@@ -25,7 +25,7 @@ from atlasd.daemon.pipeline import Pipeline, Result
 from atlasd.daemon.spool import Spool
 from atlasd.model.presets import load
 from atlasd.streams.toyworld import make_clip
-from media import write_video
+from atlasd.tools.film import write_film
 from served import tiny_checkpoint, tiny_config
 
 PATIENCE_S = 90.0
@@ -39,14 +39,8 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory) -> Path:
-    """Ten minutes, so that no test sees its end."""
-    return write_video(
-        tmp_path_factory.mktemp("media") / "a.mp4",
-        600.0,
-        size=(32, 32),
-        fps=10,
-        options={"preset": "ultrafast"},
-    )
+    """An hour, so that no test sees its end."""
+    return write_film(tmp_path_factory.mktemp("media") / "film.mkv")
 
 
 class Live:

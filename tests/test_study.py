@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 
 import pytest
-from atlasd.tools.study import study, summary, toy_data
+from atlasd.streams.toyworld import write_dataset
+from atlasd.tools.study import study, summary
 from atlasd.tools.studyplan import StudyOptions, plan_of
 
 
-def options(folder, **changes) -> StudyOptions:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "toy"
+    return write_dataset(root, {"train": 4, "val": 1, "test": 1}, size_px=64)
+
+
+def options(data, folder, **changes) -> StudyOptions:
     told = {
-        "data": toy_data(folder),
+        "data": data,
         "out": folder,
         "seeds": (0,),
         "preset": "tiny",
@@ -24,8 +31,8 @@ def options(folder, **changes) -> StudyOptions:
     return StudyOptions(**{**told, **changes})
 
 
-def test_a_plan_deals_every_class_once_and_every_clip_of_the_new_ones(tmp_path):
-    plan = plan_of(options(tmp_path), 0)
+def test_a_plan_deals_every_class_once_and_every_clip_of_the_new_ones(data, tmp_path):
+    plan = plan_of(options(data, tmp_path), 0)
     entries = plan.entries
     assert not set(plan.old) & set(plan.new)
     assert abs(len(plan.old) - len(plan.new)) <= 1
@@ -36,14 +43,14 @@ def test_a_plan_deals_every_class_once_and_every_clip_of_the_new_ones(tmp_path):
     for name, classes in (("old", plan.old), ("new", plan.new)):
         assert {entries[clip].category for clip in plan.tests[name]} == set(classes)
         assert {entries[clip].split for clip in plan.tests[name]} == {"test"}
-    assert plan_of(options(tmp_path), 0).stream == plan.stream
-    assert plan_of(options(tmp_path), 1).stream != plan.stream
+    assert plan_of(options(data, tmp_path), 0).stream == plan.stream
+    assert plan_of(options(data, tmp_path), 1).stream != plan.stream
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_experiment_runs_whole_and_goes_on_where_it_was(tmp_path):
-    told = options(tmp_path)
+def test_the_experiment_runs_whole_and_goes_on_where_it_was(data, tmp_path):
+    told = options(data, tmp_path)
     results = study(told, systems=("atlas", "finetune"))
     plan = plan_of(told, 0)
     assert [result.system for result in results] == ["atlas", "finetune"]

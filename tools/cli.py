@@ -114,6 +114,9 @@ def run(
         Literal["real", "free"] | None,
         typer.Option(help="Files: frame by frame when due, or as fast as possible."),
     ] = None,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="Begin again at the end of the medium, for ever.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the resolved configuration and the summary.")
     ] = None,
@@ -133,6 +136,7 @@ def run(
         *_set("source.uri", uri),
         *_set("publish.endpoint", endpoint),
         *_set("source.pace", pace),
+        *_set("source.repeat", repeat or None),
         *_set("run.out", out),
         *_set("intake.enabled", learn or intake),
         *_set("learner.enabled", learn or None),
