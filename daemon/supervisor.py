@@ -58,6 +58,8 @@ _DUMP_S: Final = 1.0
 _LEAVE_S: Final = 30.0
 _ORDER_S: Final = 60.0
 _REFUSED: Final = 2
+_PATIENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that wait for each other sleep: spinning, they would use up what little they get."""
 _log = logging.getLogger(__name__)
 
 
@@ -300,6 +302,7 @@ class _Life:
             [*command, self.line.endpoint, str(os.getpid())],
             stdin=subprocess.PIPE,
             process_group=0,
+            env={**_PATIENT, **os.environ},
         )
         _give_way(self.process.pid)
         with suppress(BrokenPipeError):

@@ -173,6 +173,7 @@ def _config(
             f"learner.lr={options.lr}",
             f"learner.keep={_VERSIONS}",
             "learner.checkpoint_s=0",
+            "learner.threads=1",
             "learner.wait_s=2",
             *(f"learner.{setting}" for setting in system.settings),
         ]
