@@ -13,6 +13,8 @@ from .reportdrawing import STYLE, Style, styles
 from .studyrun import PHASES, SystemResult
 
 _GRID = 40
+_DASHES = ("-", "-", "--", "-.")
+"""Two systems may give the same weights, and their lines then lie on each other."""
 
 
 def draw_scores(results: Sequence[SystemResult], titles: Mapping[str, str]) -> Figure:
@@ -21,7 +23,10 @@ def draw_scores(results: Sequence[SystemResult], titles: Mapping[str, str]) -> F
     Lines are means over seeds, bands reach from the lowest seed to the highest.
     """
     names = list(dict.fromkeys(result.system for result in results))
-    look = styles(names)
+    look = {
+        name: style._replace(dashes=_DASHES[place % len(_DASHES)])
+        for place, (name, style) in enumerate(styles(names).items())
+    }
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         axes = figure.subplots(1, 3)
