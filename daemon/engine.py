@@ -57,13 +57,14 @@ class Prediction:
     Attributes:
         logits: float32 (H, W), at the network's resolution, whichever rung was used; above 0 the
             pixel sounds. The array belongs to the receiver: no later call writes into it.
-        class_scores: float32 (C,), softmax over the network's categories, or None without a head.
+        class_scores: float32 (C,), softmax over `categories`, or None without a head.
         rung: step of the ladder of input sizes that was used, 0 the largest.
         pre_ms: staging, colour normalisation, scaling and log-mel, for the whole batch.
         infer_ms: the forward pass of the whole batch.
         post_ms: scaling the batch's logits and bringing them to the host.
         preset: name of the network's preset.
         version: version of the weights.
+        categories: the classes that these weights score.
         deadline_ms: what the three stages together may take, None: as long as they take.
     """
 
@@ -75,6 +76,7 @@ class Prediction:
     post_ms: float
     preset: str
     version: str
+    categories: tuple[str, ...] = ()
     deadline_ms: float | None = None
 
 
@@ -321,6 +323,7 @@ class TorchEngine:
                 post_ms=answer.post_ms,
                 preset=self.preset,
                 version=self.version,
+                categories=self.categories,
                 deadline_ms=deadline_ms,
             )
             for i, logits in enumerate(answer.logits)

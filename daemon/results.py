@@ -12,14 +12,11 @@ from .messages import AudioInfo, FrameInfo, Mask, MaskData, ModelInfo
 from .pipeline import Result
 
 
-def mask_message(
-    result: Result, categories: tuple[str, ...], encoding: masks.Encoding, threshold: float
-) -> Mask:
+def mask_message(result: Result, encoding: masks.Encoding, threshold: float) -> Mask:
     """The mask of a result, with all that is known of it.
 
     Args:
         result: what the pipeline gave.
-        categories: names of the engine's classes.
         encoding: how the mask travels.
         threshold: probability above which a pixel is foreground.
 
@@ -30,7 +27,7 @@ def mask_message(
     frame, window, prediction = result.sample.frame, result.sample.window, result.prediction
     width, height = frame.source_size_px
     data = encode_mask(result, encoding, threshold)
-    classes, scores = ranked_classes(categories, prediction.class_scores)
+    classes, scores = ranked_classes(prediction.categories, prediction.class_scores)
     audio = AudioInfo(
         state=window.state,
         t0_ns=window.start_ns,

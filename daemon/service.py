@@ -263,7 +263,7 @@ class Service:
         publish = self._config.publish
         if self._ring is not None:
             self._ring.add(result.sample)
-        message = mask_message(result, self._engine.categories, publish.encoding, publish.threshold)
+        message = mask_message(result, publish.encoding, publish.threshold)
         self._bus.publish(message)
         self._note(result, message, self._clock())
 

@@ -1,12 +1,12 @@
 """The learner's process, watched: started, listened to, started again when it dies or hangs.
 
 Nothing that the learner does, its death included, stops the masks. On Linux it runs under
-SCHED_IDLE, with all threads: it takes what masks leave of the processor and nothing else (measured
-on two cores, p99 of masks was 0.7 to 0.8 of what it was without; `nice 19` with one thread made it
-3 to 4 times as long). It has a process group of its own, so that a terminal's signals pass it by,
-but the daemon's session: where the kernel shares the processor by sessions (autogroup, the default
-of most desktops), a policy counts within one only. So the learner may stand still for long without
-being hung, and its deadline counts the time that it computed.
+SCHED_IDLE, with all threads: it takes what masks leave of the processor and nothing else
+(`atlasd bench live` on two cores: p99 of masks 0.91 of what it is without). It has a process group
+of its own, so that a terminal's signals pass it by, but the daemon's session: where the kernel
+shares the processor by sessions (autogroup, the default of most desktops), a policy counts within
+one only. So the learner may stand still for long without being hung, and its deadline counts the
+time that it computed.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ _DUMP_S: Final = 1.0
 _LEAVE_S: Final = 30.0
 _ORDER_S: Final = 60.0
 _REFUSED: Final = 2
+"""`learnermain.REFUSED`, which this process does not load."""
 _PATIENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that wait for each other sleep: spinning, they would use up what little they get."""
 _log = logging.getLogger(__name__)

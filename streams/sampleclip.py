@@ -114,7 +114,7 @@ def make_sample(
         out: folder for both, made where it is missing.
         world: ``openavs`` composes photos and recordings from Debian packages, ``toy`` draws and
             synthesises.
-        seconds: length, 1 to 3600.
+        seconds: length, 1 to 600.
         fps: frames a second, 1 to 120.
         size_px: (width, height), even numbers of at least 64.
         seed: decides all that is not given.
@@ -168,8 +168,8 @@ def make_sample(
 
 
 def _check_request(seconds: float, fps: Fraction, size_px: tuple[int, int]) -> None:
-    if not 1.0 <= seconds <= 3600.0:
-        raise ValueError(f"seconds is {seconds}; allowed are 1 to 3600")
+    if not 1.0 <= seconds <= 600.0:
+        raise ValueError(f"seconds is {seconds}; allowed are 1 to 600")
     if not 1 <= fps <= 120:
         raise ValueError(f"fps is {float(fps)}; allowed are 1 to 120")
     if any(side < 64 or side % 2 for side in size_px):

@@ -141,7 +141,7 @@ def test_the_objects_can_be_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"seconds": 0.5}, r"seconds is 0\.5; allowed are 1 to 3600"),
+        ({"seconds": 0.5}, r"seconds is 0\.5; allowed are 1 to 600"),
         ({"fps": 0.0}, r"fps is 0\.0; allowed are 1 to 120"),
         ({"size_px": (641, 360)}, r"size_px is \(641, 360\); both are even and at least 64"),
         ({"categories": ("toy_bell",)}, "give two or three different of toy_bell"),

@@ -8,6 +8,8 @@ import torch
 from atlasd.daemon.engine import TorchEngine, Weights
 from atlasd.daemon.memory import resident_mb
 from atlasd.daemon.onlinelearner import LearnSettings, OnlineLearner
+from atlasd.daemon.pipeline import Result
+from atlasd.daemon.results import mask_message
 from atlasd.streams.clips import AudioWindow, Sample, VideoFrame
 from served import tiny_engine, tiny_network
 
@@ -80,6 +82,22 @@ def test_a_head_grows_shrinks_and_goes_with_the_weights():
     engine.swap(bare)
     assert engine.categories == ()
     assert engine.infer([sample])[0].class_scores is None
+
+
+def test_a_mask_that_waits_over_a_swap_keeps_its_own_classes():
+    """Of a batch, the second mask is published after the swap."""
+    engine = tiny_engine()
+    learner = OnlineLearner(tiny_network(), LearnSettings())
+    bare = weights(learner)
+    learner.network.grow(["dog", "cow", "duck"])
+    engine.swap(weights(learner, "named"))
+    sample = heard(engine)
+    waiting = Result(sample, engine.infer([sample])[0], {}, 1, {})
+    engine.swap(bare)
+    message = mask_message(waiting, "bits", 0.5)
+    assert set(message.classes) == {"dog", "cow", "duck"}
+    assert message.model.version == "named"
+    assert sum(message.scores) == pytest.approx(1.0)
 
 
 @pytest.mark.slow

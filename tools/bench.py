@@ -252,7 +252,7 @@ class _PipelinePass:
         return run
 
     def _publish(self, result: Result) -> None:
-        message = mask_message(result, self._engine.categories, "bits+zstd", 0.5)
+        message = mask_message(result, "bits+zstd", 0.5)
         self._bus.publish(replace(message, seq=next(self._seq)))
         self.latencies.add(message.lat_ms)
 

@@ -12,14 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from ..daemon.config import Config, load_config
@@ -29,6 +22,7 @@ from ..daemon.labels import PutClip
 from ..daemon.memory import resident_mb
 from ..daemon.orders import Order, OrderName
 from ..streams.toyworld import make_clip
+from .countbar import count_bar
 from .film import write_film
 from .livedaemon import LiveDaemon
 from .machine import machine
@@ -101,7 +95,7 @@ def bench_live(
         DaemonError: the daemon did not do what it must.
     """
     console = console or Console()
-    with tempfile.TemporaryDirectory(prefix="atlasd-bench-") as folder, _bar(console) as bar:
+    with tempfile.TemporaryDirectory(prefix="atlasd-bench-") as folder, count_bar(console) as bar:
         here = Path(folder)
         config = _config(here, preset, fps, threads)
         report = _measured(config, here, preset, frames, fps, bar)
@@ -230,13 +224,3 @@ def _table(report: LiveReport) -> Table:
 
 def _memory(report: LiveReport) -> str:
     return f"{report.memory_mb[0]:.0f} then {report.memory_mb[1]:.0f}"
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )

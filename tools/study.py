@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..streams.toyworld import write_dataset
+from .countbar import count_bar
 from .film import write_film
 from .machine import machine
 from .reportdrawing import png
@@ -63,7 +63,7 @@ def study(
     chosen = [system for system in SYSTEMS if not systems or system.name in systems]
     results: list[SystemResult] = []
     video = _video(options)
-    with _bar(console) as bar:
+    with count_bar(console) as bar:
         for seed in options.seeds:
             plan = plan_of(options, seed)
             folder = options.out / f"seed{seed}"
@@ -145,13 +145,3 @@ def _table(results: Sequence[SystemResult]) -> Table:
 def _spread(values: Sequence[float]) -> str:
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
