@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python -m atlasd.tools.demo --out out
 
+# A file stays on one core, so that what its tests share is made once; a process takes up to 2 GB.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow
