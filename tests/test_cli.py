@@ -9,7 +9,7 @@ from dataclasses import fields
 import pytest
 import yaml
 from atlasd.daemon.config import Config
-from atlasd.tools import cli, clilabels, clilearner
+from atlasd.tools import cli, clilabels, clilearner, cliresearch
 from typer.testing import CliRunner
 
 RUNNER = CliRunner()
@@ -103,7 +103,7 @@ def test_config_schema_is_the_models():
 def test_train_passes_every_option_on_with_the_same_default():
     from atlasd.tools.train import TrainOptions
 
-    told = inspect.signature(cli.train).parameters
+    told = inspect.signature(cliresearch.train).parameters
     assert set(told) == {field.name for field in fields(TrainOptions)}
     for field in fields(TrainOptions):
         if field.name != "out":

@@ -22,6 +22,7 @@ def test_a_bench_of_learning_reports_all_it_measured(tmp_path):
     assert set(report.steps) == {"atlas", "atlas with 3 anchors", "si"}
     assert all(ratio > 0 for ratio in report.steps.values())
     assert report.cache > 0
+    assert report.encoding > 0
     assert json.loads((tmp_path / "report.json").read_text())["passed"] == report.passed
     assert "atlas step" in text.getvalue()
 

@@ -1,4 +1,4 @@
-"""The commands that measure: `atlasd score`, `atlasd bench` and `atlasd study`."""
+"""The commands that measure: `atlasd score` and `atlasd bench`."""
 
 from __future__ import annotations
 
@@ -172,54 +172,6 @@ def bench_live(
 
     report = bench(preset, frames=frames, fps=fps, threads=threads, json_path=json_path)
     raise typer.Exit(0 if report.passed else 1)
-
-
-def study(
-    out: Annotated[Path, typer.Option(help="The experiment's folder; cut short, it goes on.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="A data set in AVSBench's layout; none: the toy world, in minutes."),
-    ] = None,
-    seeds: Annotated[
-        list[int] | None, typer.Option("--seed", help="Repeated; default: 0 1 2.")
-    ] = None,
-    systems: Annotated[
-        list[str] | None,
-        typer.Option("--system", help="Only these: atlas, atlas-zero, no-lra, finetune."),
-    ] = None,
-    image_px: Annotated[int, typer.Option("--size", min=64, help="Side of the input.")] = 96,
-    clips: Annotated[int, typer.Option(min=1, help="Training clips of each class.")] = 30,
-    tests: Annotated[int, typer.Option(min=1, help="Test clips of each class.")] = 6,
-    epochs: Annotated[int, typer.Option(min=1, help="Of the base.")] = 8,
-    lr: Annotated[float, typer.Option(min=1e-9, help="Learning rate of all systems.")] = 3e-3,
-    blur: Annotated[
-        int, typer.Option(min=0, max=100, help="Percent of the stream's clips that change places.")
-    ] = 20,
-    quiet_s: Annotated[
-        float, typer.Option("--quiet", min=1, help="Seconds of masks before and after.")
-    ] = 20.0,
-) -> None:
-    """Stream half of a data set's classes into a daemon that knows the other half, and draw it.
-
-    Real daemons: masks of a video go on meanwhile, and their latency is drawn too. ATLAS, the same
-    without base importance, without anchoring, and fine-tuning of all parts, for each seed.
-    """
-    from .study import StudyOptions, toy_data
-    from .study import study as run
-
-    options = StudyOptions(
-        data=data or toy_data(out),
-        out=out,
-        seeds=tuple(seeds or (0, 1, 2)),
-        image_px=image_px,
-        clips_per_class=clips,
-        tests_per_class=tests,
-        base_epochs=epochs,
-        lr=lr,
-        blur=blur,
-        quiet_s=quiet_s,
-    )
-    run(options, systems=systems or ())
 
 
 @bench_app.command("faults")
