@@ -36,6 +36,7 @@ def in_a_process(*words: str, **kwargs) -> subprocess.CompletedProcess:
         ("label",),
         ("feed",),
         ("status",),
+        ("proxy",),
         ("train",),
         ("importance",),
         ("evaluate",),

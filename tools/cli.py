@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from . import clilabels, clilearner
+from . import clilabels, clilearner, clisite
 from .climeasure import bench_app, score_app, study
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ app.add_typer(config_app, name="config")
 app.command()(study)
 clilabels.add_to(app)
 clilearner.add_to(app)
+clisite.add_to(app)
 
 ConfigOption = Annotated[
     Path | None,
