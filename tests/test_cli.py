@@ -49,6 +49,8 @@ def in_a_process(*words: str, **kwargs) -> subprocess.CompletedProcess:
         ("bench", "pipeline"),
         ("bench", "metrics"),
         ("bench", "learning"),
+        ("bench", "subscribers"),
+        ("bench", "latency"),
         ("config", "check"),
         ("config", "show"),
         ("config", "schema"),
