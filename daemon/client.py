@@ -37,6 +37,7 @@ from .messages import (
     topic,
     unpack,
 )
+from .outlet import keep_alive
 from .wire import VersionError, WireError, clock_name
 
 Mode = Literal["latest", "all"]
@@ -416,7 +417,7 @@ def _open(
     socket.setsockopt(zmq.MAXMSGSIZE, CUT_OFF_BYTES)
     socket.setsockopt(zmq.RECONNECT_IVL, 100)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 5000)
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    keep_alive(socket)
     if endpoint.startswith("tcp://["):
         socket.setsockopt(zmq.IPV6, 1)
     socket.connect(endpoint)

@@ -61,7 +61,7 @@ def check_private(endpoint: str) -> None:
         f"{endpoint!r} can be reached from other machines, and is not encrypted: whoever "
         "reaches it reads every mask, or teaches the network. Use tcp://127.0.0.1:PORT or "
         "ipc:///PATH, or on a network that you trust set insecure beside it (publish.insecure, "
-        "intake.insecure). Encryption (CURVE) is not part of this version"
+        "intake.insecure, or --insecure of a proxy). Encryption (CURVE) is not part of this version"
     )
 
 
@@ -133,5 +133,5 @@ def _why(endpoint: str, error: zmq.ZMQError) -> str:
 def _in_use(endpoint: str) -> str:
     return (
         f"{endpoint} is in use by another program, perhaps another atlasd; stop that one or choose "
-        "another address (publish.endpoint, intake.endpoint)"
+        "another address (publish.endpoint, intake.endpoint, or --to of a proxy)"
     )

@@ -61,7 +61,11 @@ MAX_MESSAGE_BYTES: Final = masks.MAX_PIXELS + (1 << 16)
 TopicKind = Literal["m", "f", "s", "e", "h"]
 """``m`` masks, ``f`` previews, ``s`` status, ``e`` events, ``h`` hello."""
 
-_TOPIC = re.compile(f"([{''.join(get_args(TopicKind))}])/({STREAM_PATTERN})".encode())
+TOPIC: Final = re.compile(f"([{''.join(get_args(TopicKind))}])/({STREAM_PATTERN})".encode())
+"""A topic without its NUL: kind and stream."""
+
+LONGEST_TOPIC: Final = 67
+"""Bytes of the longest topic, its NUL included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,7 +372,7 @@ def unpack(data: bytes) -> Message:
     if len(data) > MAX_MESSAGE_BYTES:
         raise WireError(f"the message has {len(data)} bytes; {MAX_MESSAGE_BYTES} are allowed")
     head, _, body = data.partition(b"\0")
-    match = _TOPIC.fullmatch(head)
+    match = TOPIC.fullmatch(head)
     if match is None:
         raise WireError(
             f"the topic is {head[:80]!r}; it must be one of {'/ '.join(_KINDS)}/ with a stream's "

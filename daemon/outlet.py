@@ -4,6 +4,11 @@ How ZeroMQ treats a full pipe carries the bus's policies. With XPUB_NODROP a sen
 subscriber's pipe is full. One lossy send then takes that pipe off the list of those written to,
 until its subscriber has read half of it; so later sends no longer fail for its sake, and only that
 subscriber has missed anything.
+
+Heartbeats cut off subscribers that no longer answer: stopped processes, hosts that vanished. They
+also cut off one that reads, but so slowly that its queues are full up to the wire, as its answers
+wait behind them (measured: the first 4 s after its queue was full). So they are for publishers that
+never wait; one that must lose nothing finds vanished hosts by TCP's keepalive alone.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from typing import Final
 import zmq
 
 from . import endpoints
-from .messages import TopicKind, topic
+from .messages import LONGEST_TOPIC, TopicKind, topic
 
 SEND_HIGH_WATER_MARK: Final = 64
 """Messages that ZeroMQ keeps for each subscriber."""
@@ -25,9 +30,21 @@ SEND_HIGH_WATER_MARK: Final = 64
 SEND_SLICE_MS: Final = 50
 """Longest time that one waiting send takes."""
 
+HEARTBEAT_MS: Final = 2000
+"""Time between two heartbeats, where there are any."""
+
+HEARTBEAT_TIMEOUT_MS: Final = 6000
+"""Silence after which a peer is cut off, by the publisher, and the publisher by its readers."""
+
 _SEND_BUFFER_BYTES = 1 << 18
 _MAX_INBOUND_BYTES = 4096
 _HANDSHAKE_MS = 5000
+_KEEPALIVE = {
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 15,  # seconds, as the next
+    zmq.TCP_KEEPALIVE_INTVL: 5,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+}
 _TERM_GRACE_S = 2.0
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +55,7 @@ class Outlet:
     Args:
         endpoint: where to bind.
         context: a context to share; None makes one.
+        heartbeats: cut off subscribers that do not answer; see the module.
 
     Attributes:
         endpoint: the address as bound.
@@ -47,10 +65,16 @@ class Outlet:
         endpoints.EndpointError: the address is malformed, in use or not permitted.
     """
 
-    def __init__(self, endpoint: str, context: zmq.Context[zmq.Socket[bytes]] | None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        context: zmq.Context[zmq.Socket[bytes]] | None,
+        *,
+        heartbeats: bool = False,
+    ) -> None:
         self._own_context = context is None
         self._context = context or zmq.Context[zmq.Socket[bytes]]()
-        self.socket: Final = _open(self._context)
+        self.socket: Final = _open(self._context, heartbeats=heartbeats)
         try:
             self.endpoint: Final = endpoints.bind(self.socket, endpoint)
         except endpoints.EndpointError:
@@ -107,11 +131,23 @@ class Subscriptions:
     def __init__(self) -> None:
         self._counts: Counter[bytes] = Counter()
 
-    def change(self, joins: bool, prefix: bytes) -> None:
-        """Count one more, or one fewer."""
+    def change(self, joins: bool, prefix: bytes) -> bool:
+        """Count one more, or one fewer; True if `prefixes` changed by it.
+
+        A prefix longer than any topic matches nothing and is not counted.
+        """
+        if len(prefix) > LONGEST_TOPIC:
+            return False
+        was = prefix in self._counts
         self._counts[prefix] += 1 if joins else -1
         if self._counts[prefix] <= 0:
             del self._counts[prefix]
+        return was != (prefix in self._counts)
+
+    @property
+    def prefixes(self) -> frozenset[bytes]:
+        """All that somebody subscribes to."""
+        return frozenset(self._counts)
 
     def matching(self, kind: TopicKind, stream: str | None = None) -> int:
         """Subscriptions to a kind of message, of one stream or of any."""
@@ -126,7 +162,13 @@ class Subscriptions:
         )
 
 
-def _open(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+def keep_alive(socket: zmq.Socket[bytes]) -> None:
+    """Let TCP find out within half a minute that the other host is gone."""
+    for option, value in _KEEPALIVE.items():
+        socket.setsockopt(option, value)
+
+
+def _open(context: zmq.Context[zmq.Socket[bytes]], *, heartbeats: bool) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.XPUB)
     socket.setsockopt(zmq.XPUB_VERBOSER, 1)
     socket.setsockopt(zmq.XPUB_NODROP, 1)
@@ -135,5 +177,9 @@ def _open(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     socket.setsockopt(zmq.SNDBUF, _SEND_BUFFER_BYTES)
     socket.setsockopt(zmq.MAXMSGSIZE, _MAX_INBOUND_BYTES)
     socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    keep_alive(socket)
+    if heartbeats:
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
     return socket

@@ -3,7 +3,8 @@
 Sockets belong to one thread, so a single loop sends, reads subscriptions and keeps time. What it
 does about a subscriber that reads too slowly is the policy:
 
-- ``live``: it never waits. A subscriber whose queue is full misses messages; the others do not.
+- ``live``: it never waits. A subscriber whose queue is full misses messages; the others do not. One
+  that does not answer for six seconds is cut off; its queue is freed.
 - ``wait``: it waits for the slowest, so that every mask of a file arrives. One that reads nothing
   for `stall_timeout_s` is passed over until it reads again, which an event and a counter say.
 """
@@ -113,7 +114,7 @@ class Publisher:
         self._closing = False
         self._failure: Exception | None = None
         self._blocked_since_ns: int | None = None
-        self._outlet = Outlet(endpoint, context)
+        self._outlet = Outlet(endpoint, context, heartbeats=policy == "live")
         self.endpoint: Final = self._outlet.endpoint
         self._bell, self._ear = system.socketpair()
         self._bell.setblocking(False)

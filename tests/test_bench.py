@@ -8,7 +8,8 @@ import json
 import av
 import pytest
 import torch
-from atlasd.tools.bench import BenchError, bench_pipeline, write_clip
+from atlasd.tools.bareforward import BenchError
+from atlasd.tools.bench import bench_pipeline, write_clip
 from rich.console import Console
 
 

@@ -10,7 +10,7 @@ import av
 import pytest
 from atlasd.daemon.journal import Entry, Journal
 from atlasd.daemon.learnstore import Learned, Tally
-from atlasd.tools.bench import BenchError
+from atlasd.tools.bareforward import BenchError
 from atlasd.tools.faultsbench import bench_faults, fate_of
 from atlasd.tools.film import write_film
 from rich.console import Console

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from atlasd.model.ranking import average_precision
 from atlasd.tools import cli, metricsbench
-from atlasd.tools.bench import BenchError
+from atlasd.tools.bareforward import BenchError
 from atlasd.tools.metricsbench import Race, bench_metrics, predictions
 from rich.console import Console
 from typer.testing import CliRunner

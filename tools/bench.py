@@ -17,7 +17,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -27,11 +26,7 @@ from ..daemon.latency import Latencies
 from ..daemon.pipeline import Pipeline, PipelineOptions, Result
 from ..daemon.publisher import Publisher
 from ..daemon.results import mask_message
-from ..model.network import Network
-from ..model.presets import WeightsError, build
-from ..streams.clips import Sample
-from ..streams.files import open_source
-from ..streams.sources import Source
+from .bareforward import BenchError, bare_pass, last_sample, network_for_speed, open_for
 
 BARS = {"atlas-lite": 1.15, "atlas": 1.03}
 """Most that the pipeline's seconds a frame may be of the bare forward's."""
@@ -47,10 +42,6 @@ import sys
 from atlasd.daemon.client import subscribe
 print(sum(1 for _ in subscribe(sys.argv[1], mode="all", follow=False)))
 """
-
-
-class BenchError(Exception):
-    """A measurement that cannot be trusted or made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +149,7 @@ def bench_pipeline(
     if pairs < 1 or frames < 2:
         raise BenchError(f"{pairs} pairs of {frames} frames; at least 1 pair of 2 is needed")
     console = console or Console()
-    network = _network(preset)
+    network = network_for_speed(preset)
     weights = "trained" if network.trained else "random"
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -167,7 +158,7 @@ def bench_pipeline(
         stack.callback(engine.close)
         engine.warm()
         with _bus() as (bus, received):
-            bare = _bare_pass(engine, _last_sample(clip, engine), frames)
+            bare = bare_pass(engine, last_sample(clip, engine), frames)
             whole = _PipelinePass(engine, clip, bus)
             bare()
             whole.prepared()()
@@ -191,45 +182,6 @@ def bench_pipeline(
     return report
 
 
-def _network(preset: str) -> Network:
-    """The shipped network, or a random one: speed does not depend on the weights."""
-    try:
-        return build(preset)
-    except WeightsError:
-        return build(preset, trained=False, pretrained=False)
-
-
-def _open(clip: Path, engine: TorchEngine) -> Source:
-    size_px = (engine.image_px, engine.image_px)
-    return open_source(clip, image_size_px=size_px, sample_rate_hz=engine.sample_rate_hz)
-
-
-def _last_sample(clip: Path, engine: TorchEngine) -> Sample:
-    with Pipeline(_open(clip, engine), engine) as pipeline:
-        samples = [item.sample for item in pipeline if isinstance(item, Result)]
-    if not samples:
-        raise BenchError("the clip gave no frame")
-    return samples[-1]
-
-
-def _bare_pass(engine: TorchEngine, sample: Sample, frames: int) -> Callable[[], None]:
-    """The network alone on one prepared input."""
-    network = engine.network
-    with torch.inference_mode():
-        image = torch.from_numpy(sample.frame.image)[None].to(engine.device)
-        sound = torch.from_numpy(sample.window.samples)[None].to(engine.device)
-        picture, log_mel = network.normalise(image), network.log_mel(sound)
-
-    @torch.inference_mode()
-    def run() -> None:
-        for _ in range(frames):
-            with engine.autocast():
-                out = network(picture, log_mel)
-            out.mask_logits.float().cpu()
-
-    return run
-
-
 class _PipelinePass:
     """The whole way from an opened file to the bus, as one stream over all passes."""
 
@@ -241,7 +193,7 @@ class _PipelinePass:
     def prepared(self) -> Callable[[], None]:
         """Open the file, which is done once a stream and not once a frame; returns the rest."""
         options = PipelineOptions(policy="wait", pace="free")
-        pipeline = Pipeline(_open(self._clip, self._engine), self._engine, options)
+        pipeline = Pipeline(open_for(self._clip, self._engine), self._engine, options)
 
         def run() -> None:
             with pipeline:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from . import clilabels, clilearner, cliresearch
+from . import clilabels, clilearner, cliresearch, clisite
 from .climeasure import bench_app, score_app
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ app.add_typer(config_app, name="config")
 cliresearch.add_to(app)
 clilabels.add_to(app)
 clilearner.add_to(app)
+clisite.add_to(app)
 
 ConfigOption = Annotated[
     Path | None,

@@ -194,3 +194,57 @@ def bench_faults(
         preset, kills=kills, seed=seed, threads=threads, folder=folder, json_path=json_path
     )
     raise typer.Exit(0 if report.passed else 1)
+
+
+@bench_app.command("subscribers")
+def bench_subscribers(
+    preset: PresetOption = "atlas-lite",
+    subscribers: Annotated[int, typer.Option(min=1, help="That come and go, in all.")] = 1000,
+    at_once: Annotated[int, typer.Option(min=1, help="Most of them at one time.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Phases with them.")] = 4,
+    frames: Annotated[int, typer.Option(min=2, help="Masks of each phase.")] = 250,
+    fps: Annotated[int, typer.Option(min=1, max=120, help="Of the source.")] = 5,
+    weights: WeightsOption = None,
+    json_path: ReportOption = None,
+) -> None:
+    """Time masks while subscribers come and go, between phases without any."""
+    from .subscribersbench import bench_subscribers as bench
+
+    report = bench(
+        preset,
+        subscribers=subscribers,
+        at_once=at_once,
+        rounds=rounds,
+        frames=frames,
+        fps=fps,
+        weights=weights,
+        json_path=json_path,
+    )
+    raise typer.Exit(0 if report.passed else 1)
+
+
+@bench_app.command("latency")
+def bench_latency(
+    preset: PresetOption = "atlas-lite",
+    frames: Annotated[int, typer.Option(min=2, help="Of each round, live and bare.")] = 500,
+    rounds: Annotated[int, typer.Option(min=1, help="Of bare network and daemon in turn.")] = 3,
+    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: the engine's choice.")] = 0,
+    capacity: Annotated[
+        int | None, typer.Option(min=1, help="Of the queue before the network; default: 32.")
+    ] = None,
+    weights: WeightsOption = None,
+    json_path: ReportOption = None,
+) -> None:
+    """Time capture to publication of a live stream, beside the bare network in the same run."""
+    from .latencybench import bench_latency as bench
+
+    report = bench(
+        preset,
+        frames=frames,
+        rounds=rounds,
+        threads=threads,
+        capacity=capacity,
+        weights=weights,
+        json_path=json_path,
+    )
+    raise typer.Exit(0 if report.passed else 1)

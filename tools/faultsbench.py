@@ -29,7 +29,7 @@ from ..daemon.learnstore import Kept, Learned, LearnStore
 from ..daemon.onlinelearner import LearnState
 from ..daemon.parts import base_importance, build_network
 from ..daemon.places import learned_folder, spool_folder
-from .bench import BenchError
+from .bareforward import BenchError
 from .faultstrial import Trial, Victim, trial_config
 from .livedaemon import DaemonError
 

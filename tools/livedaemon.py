@@ -35,10 +35,12 @@ class Timed:
     Attributes:
         latency_ms: from capture to publication, of each.
         published_ns: when, monotonic.
+        stages: milliseconds by stage, of each.
     """
 
     latency_ms: list[float] = field(default_factory=list[float])
     published_ns: list[int] = field(default_factory=list[int])
+    stages: list[Mapping[str, float]] = field(default_factory=list[Mapping[str, float]])
 
     @property
     def fps(self) -> float:
@@ -63,6 +65,7 @@ class LiveDaemon:
         phase: masks that come are timed under this name.
         masks: of each phase.
         stalls_ms: of each swap of weights.
+        subscribers: most subscriptions to its masks that a status told.
         deaths: of its learner, other than by `SIGKILL`.
         learner_back_s: for each kill of its learner, seconds until it was at work again; a kill
             that another one followed too soon has none.
@@ -87,6 +90,7 @@ class LiveDaemon:
         self.phase = "start"
         self.masks: dict[str, Timed] = {}
         self.stalls_ms: list[float] = []
+        self.subscribers = 0
         self._killed = (0, 0.0)
         self._is_back = True
         self._bus = subscribe(
@@ -105,6 +109,11 @@ class LiveDaemon:
     def pid(self) -> int:
         """Of its process."""
         return self._process.pid
+
+    @property
+    def lost(self) -> int:
+        """Masks that it published and that did not arrive here."""
+        return self._bus.stats.lost
 
     @property
     def learner_is_up(self) -> bool:
@@ -214,8 +223,10 @@ class LiveDaemon:
         timed = self.masks.setdefault(self.phase, Timed())
         timed.latency_ms.append((mask.publish_ns - mask.capture_ns) / 1e6)
         timed.published_ns.append(mask.publish_ns)
+        timed.stages.append(mask.lat_ms)
 
     def _note(self, status: Status) -> None:
+        self.subscribers = max(self.subscribers, status.subscribers)
         if status.intake is not None:
             self.clips = status.intake.clips
         if status.learner is None:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..daemon.engine import available_cores
 from ..model.ranking import BETA_SQUARED, average_precision, ranking_scores
-from .bench import BenchError
+from .bareforward import BenchError
 
 TOGETHER_BAR = 20.0
 """Least that scikit-learn's time may be of ours, for AP, AUPR and the best F together."""
