@@ -441,8 +441,10 @@ class Learning:
     # Keeping and telling.
 
     def _keep_if_due(self) -> None:
+        if self._accepted.cursor <= self._checkpoint:
+            return
         is_time = self._clock() - self._checkpoint_ns >= self._rules.checkpoint_s * _NS
-        if is_time and self._accepted.cursor > self._checkpoint:
+        if is_time or self._spool.is_crowded(self._accepted.cursor):
             self._keep()
 
     def _keep(self) -> Kept:
@@ -463,7 +465,21 @@ class Learning:
             data = {"version": accepted.version, "batch": accepted.cursor}
             self._say("checkpoint", f"version {accepted.version} is kept in {kept.folder}", data)
         self._checkpoint = accepted.cursor
+        self._make_room()
         return kept
+
+    def _make_room(self) -> None:
+        """Go without the oldest checkpoints where their clips are more than may wait."""
+        while self._spool.is_crowded(self._checkpoint) and len(kept := self._store.all()) > 1:
+            oldest, next_oldest = kept[0].learned, kept[1].learned
+            self._store.forget_before(next_oldest.cursor)
+            self._spool.finish(self._checkpoint, next_oldest.cursor)
+            self._say(
+                "version_dropped",
+                f"version {oldest.version} is kept no more: the clips to learn again from there "
+                "are more than intake.max_clips or intake.max_mb",
+                {"version": oldest.version, "batch": oldest.cursor},
+            )
 
     def _halt(self, error: Exception) -> None:
         first = self._halted is None

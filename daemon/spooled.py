@@ -49,7 +49,8 @@ class SpoolStatus:
 
     Attributes:
         clips: by state; ids whose payload is gone count too.
-        held: clips whose payload is kept, which is what the quota counts.
+        held: clips whose payload is kept; of them those that are neither pending nor quarantined
+            do not count against the quota.
         bytes: of these payloads.
         oldest_ns: when the oldest pending clip was stored, nanoseconds since 1970; None: none is.
         journaled_up_to: number of the last batch, 0 before the first.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from atlasd.daemon.learnstore import LearnStore
 from atlasd.daemon.notices import Happening, LearningRules, Publication
 from atlasd.daemon.onlinelearner import LearnSettings, OnlineLearner
 from atlasd.daemon.spool import Spool
+from atlasd.daemon.spoolfile import QuotaError
 from atlasd.model import baseimportance
 from atlasd.model.presets import build
 from atlasd.model.presets import load as load_network
@@ -53,12 +55,20 @@ def base():
 class Bench:
     """A learner with its spool, its store and clocks that stand still."""
 
-    def __init__(self, folder: Path, settings=SETTINGS, rules=RULES, network=None, importance=None):
+    def __init__(
+        self,
+        folder: Path,
+        settings=SETTINGS,
+        rules=RULES,
+        network=None,
+        importance=None,
+        max_clips=10_000,
+    ):
         self.importance = importance
         self.folder, self.settings, self.rules = folder, settings, rules
         self.network = network or base()
         self.time_ns = 0
-        self.spool = Spool(folder / "spool", clock=lambda: self.time_ns)
+        self.spool = Spool(folder / "spool", max_clips=max_clips, clock=lambda: self.time_ns)
         self.told: list[Publication | Happening] = []
         self.begin()
 
@@ -237,6 +247,40 @@ def test_what_a_checkpoint_holds_is_not_learned_again(bench):
     assert bench.learning.info().clips == 4
     assert bench.publications[-1].reason == "resumed"
     assert bench.publications[-1].version == bench.learning.info().version
+
+
+@pytest.mark.parametrize("max_clips", [1, 2, 3, 5])
+@pytest.mark.parametrize("checkpoint_s", [0, 86_400])
+def test_an_intake_that_is_small_never_refuses_for_ever(tmp_path, max_clips, checkpoint_s):
+    """What was learned, and is kept to go back to, does not keep out what is to be learned."""
+    bench = Bench(
+        tmp_path, rules=dataclasses.replace(RULES, checkpoint_s=checkpoint_s), max_clips=max_clips
+    )
+    with bench.spool:
+        for k in range(10):
+            for _ in range(4):
+                with suppress(QuotaError):
+                    bench.put(toy(k))
+                    break
+                bench.wait(8)
+                bench.turns()
+            else:
+                pytest.fail(f"clip {k} is refused for ever: {bench.states()}")
+            if k == 6:
+                bench.begin()  # killed: what was not kept is learned again
+        bench.wait(8)
+        bench.turns()
+        bench.learning.checkpoint()
+        assert bench.states() == {"consumed": 10}
+        assert bench.learning.info().clips == 10
+        status = bench.spool.status()
+        batch = min(max_clips, RULES.clips)
+        assert status.held <= 2 * max_clips + 2 * batch
+        kept = bench.store.all()
+        assert kept[0].learned.cursor == status.retired_up_to
+        if status.held:
+            went = bench.learning.rollback(kept[0].learned.version)
+            assert went == kept[0].learned.version
 
 
 def test_new_classes_get_rows_and_old_rows_stay(bench):
