@@ -17,7 +17,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
@@ -204,10 +204,25 @@ class Learning:
             raise LearningError(f"no checkpoint was made: {error}") from error
 
     def consolidate(self) -> None:
-        """Let the method keep what was learned, plateau or not."""
-        self._learner.consolidate()
-        if self._candidate is None:
-            self._accepted = replace(self._accepted, state=self._learner.state())
+        """Let the method keep what was learned, plateau or not, once the order is journaled.
+
+        A candidate is accepted first if it holds on its own batch. Where batches that were
+        journaled before are still to be learned, the order waits for its turn.
+
+        Raises:
+            LearningError: it cannot be journaled.
+        """
+        try:
+            is_next = not self._spool.waiting(self._cursor).journaled
+            number = self._spool.note_consolidation()
+        except SpoolError as error:
+            raise LearningError(f"nothing was consolidated: {error}") from error
+        if not is_next:
+            return
+        try:
+            self._hold_on(number)
+        except (SpoolError, OSError) as error:
+            self._halt(error)
 
     def versions(self) -> list[VersionInfo]:
         """What can be gone back to, oldest first."""
@@ -314,8 +329,13 @@ class Learning:
 
     # A batch.
 
+    @property
+    def _cursor(self) -> int:
+        """The last batch in the weights at hand."""
+        return self._candidate.number if self._candidate else self._accepted.cursor
+
     def _take_or_publish(self) -> bool:
-        at = self._candidate.number if self._candidate else self._accepted.cursor
+        at = self._cursor
         waiting = self._spool.waiting(at)
         oldest_ns = waiting.oldest_ns
         is_old = oldest_ns is not None and self._now() - oldest_ns >= self._rules.wait_s * _NS
@@ -329,9 +349,13 @@ class Learning:
                 raise
             self._set_aside(error.batch, str(error))
             return True
-        if batch is not None:
+        if batch is None:
+            return False
+        if batch.clips:
             self._take(batch)
-        return batch is not None
+        else:
+            self._hold_on(batch.number)
+        return True
 
     def _seed(self, at: int) -> int:
         digest = sha256(f"{self._settings.seed} {at}".encode()).digest()
@@ -401,6 +425,17 @@ class Learning:
             version = _named(candidate.number, tensors)
             self._serve(version, self._accepted.version, candidate.number, "unjudged", tensors)
         return True
+
+    def _hold_on(self, number: int) -> None:
+        """Carry out a journaled order to consolidate."""
+        if self._candidate is not None and self._holds(self._candidate):
+            self._accept()
+        self._learner.consolidate()
+        before, tensors = self._accepted, self._learner.serving()
+        version = _named(number, tensors)
+        self._accepted = self._as_accepted(number, version, before.version, before.tally)
+        self._serve(version, before.version, number, "consolidated", tensors)
+        self._keep_if_due()
 
     def _accept(self) -> None:
         candidate, before = self._candidate, self._accepted

@@ -16,7 +16,8 @@ as long as both keep this order:
 Killed anywhere, the learner loads a checkpoint and asks for the batch after the cursor *in it*:
 batches that were journaled since come again, with the same members, order and seed. Two refinements
 of a learner that judges its own steps: `Spool.quarantine` sets a batch aside, and a person decides
-between `Spool.release` (its clips wait again) and `Spool.discard`.
+between `Spool.release` (its clips wait again) and `Spool.discard`. A person's order to consolidate
+is journaled too, as a batch without clips (`Spool.note_consolidation`).
 
 A clip is ``pending``, then ``journaled``, then ``consumed`` (or ``quarantined``, then ``pending``
 or ``discarded``); a pending one may be replaced or become ``deleted``. Its id is kept for ever.
@@ -287,6 +288,22 @@ class Spool:
         number, seed = row
         return Batch(number, seed, self._read(number))
 
+    def note_consolidation(self) -> int:
+        """Journal a person's order to keep what is known: a batch without clips, after all others.
+
+        So it has its place among the batches, and is carried out exactly once, as they are learned.
+
+        Returns:
+            Its number.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        with self._file.transaction():
+            number = self._last_batch() + 1
+            self._db.execute("INSERT INTO batches VALUES (?, 0, 'journaled', '')", (number,))
+        return number
+
     def finish(self, up_to: int, oldest_kept: int) -> None:
         """Note what the checkpoints hold; payloads that none of them needs any more are deleted.
 
@@ -379,8 +396,9 @@ class Spool:
             last = self._last_batch()
             self._set_states("quarantined", "journaled", to + 1, last)
             self._db.execute(
-                "UPDATE batches SET state = 'quarantined', reason = ?"
-                " WHERE state = 'journaled' AND number > ?",
+                "UPDATE batches SET reason = ?, state = CASE"
+                " WHEN number IN (SELECT batch FROM members) THEN 'quarantined'"
+                " ELSE 'discarded' END WHERE state = 'journaled' AND number > ?",
                 (reason, to),
             )
             self._db.execute("UPDATE cursor SET finished = ?", (to,))

@@ -26,7 +26,8 @@ class Batch:
     Attributes:
         number: from 1; the cursor once it is learned.
         seed: of everything random in learning it.
-        clips: in the order in which they were journaled.
+        clips: in the order in which they were journaled; none: nothing is learned, the method keeps
+            what it knows, as a person ordered.
     """
 
     number: int

@@ -327,6 +327,37 @@ def test_going_back_restores_the_weights_and_sets_aside_what_came_after(bench):
         bench.learning.rollback("nonsense")
 
 
+def test_an_order_to_consolidate_makes_a_version_of_its_own_and_can_be_gone_back_from(bench):
+    bench.put(*(toy(k) for k in range(4)))
+    bench.turns()
+    bench.learning.consolidate()
+    learned, held = bench.publications[-2:]
+    assert (learned.batch, learned.reason) == (2, "learned")
+    assert (held.batch, held.reason, held.parent) == (3, "consolidated", learned.version)
+    assert same(held.tensors, learned.tensors)
+    assert bench.learning.info().consolidations == 1
+    assert [v.batch for v in bench.learning.versions()] == [1, 2, 3]
+    bench.learning.rollback()
+    assert bench.learning.info().consolidations == 0
+    assert not bench.spool.status().set_aside
+    assert bench.turns() == 0
+    assert bench.spool.waiting(2).journaled is False
+
+
+def test_a_candidate_that_does_not_hold_is_set_aside_before_an_ordered_consolidation(tmp_path):
+    bench = Bench(tmp_path, rules=dataclasses.replace(RULES, canary_drop=-1))  # nothing holds
+    with bench.spool:
+        before = bench.learning.info().version
+        bench.put(toy(0), toy(1))
+        bench.turns()
+        assert bench.learning.info().candidate == 1
+        bench.learning.consolidate()
+        assert bench.kinds.count("batch_refused") == 1
+        (published,) = bench.publications
+        assert (published.batch, published.parent) == (2, before)
+        assert bench.states() == {"quarantined": 2}
+
+
 def test_going_back_survives_a_restart(bench):
     bench.put(*(toy(k) for k in range(6)))
     bench.turns()

@@ -159,6 +159,22 @@ def test_clips_that_are_set_aside_count_and_a_refusal_says_so(folder):
         assert spool.append("c1", b"x") == "stored"
 
 
+def test_an_order_to_consolidate_has_its_place_among_the_batches_and_comes_again(folder):
+    with Spool(folder) as spool:
+        filled(spool, 2)
+        assert ids(spool.next_batch(0, 1, 7)) == ["c0"]
+        assert spool.note_consolidation() == 2
+        assert spool.waiting(1).journaled
+        for _ in range(2):
+            assert (spool.next_batch(1, 1, 7).number, ids(spool.next_batch(1, 1, 7))) == (2, [])
+        assert ids(spool.next_batch(2, 1, 7)) == ["c1"]
+        spool.finish(3, 1)
+        spool.rewind(1, "gone back")
+        assert [a.number for a in spool.status().set_aside] == [3]
+        with pytest.raises(JournalError, match="discarded"):
+            spool.release(2)
+
+
 @pytest.mark.parametrize("clip_id", ["", "x" * 257])
 def test_an_id_out_of_bounds_is_refused(spool, clip_id):
     with pytest.raises(SpoolError, match="1 to 256"):
