@@ -153,7 +153,6 @@ class Learning:
             state = "paused"
         elif self._halted is not None:
             state = "halted"
-        method = self._learner.trainer.method
         return LearnerInfo(
             state=state,
             detail=(self._halted or "")[:4000],
@@ -163,7 +162,7 @@ class Learning:
             candidate=self._candidate.number if self._candidate else 0,
             clips=tally.clips,
             steps=self._learner.steps,
-            consolidations=int(method.state.get("consolidations", 0)),
+            consolidations=self._learner.consolidations,
             refused=self._refused,
             score=float(np.mean(self._recent)) if self._recent else None,
             a_auc=tally.mean,

@@ -96,18 +96,18 @@ def test_a_replay_consolidates_where_a_person_ordered_it_and_as_often(tmp_path):
         assert learner.info().consolidations == 0
         turns(learner, 3)
         assert learner.info().consolidations == 1
-        turns(learner, 1)  # there is nothing new to keep
-        assert (learner.info().batch, learner.info().consolidations) == (4, 1)
+        turns(learner, 1)
+        assert (learner.info().batch, learner.info().consolidations) == (4, 2)
         turns(learner, 2, 4)
         learner.checkpoint()
         learner.consolidate()  # batch 7, after the newest checkpoint's last
         learner = learning(spool, store, **rules)
         turns(learner, 3, 4)
-        assert learner.info().consolidations == 2
+        assert learner.info().consolidations == 3
         learner.checkpoint()
         learner = learning(spool, store, **rules)
         turns(learner, 3)
-        assert learner.info().consolidations == 2
+        assert learner.info().consolidations == 3
     kept, state = store.newest()
     learned = read_journal(tmp_path / "spool").learned(kept.learned.cursor)
     assert [batch.number for batch in learned if not batch.ids] == [3, 4, 7]

@@ -480,6 +480,34 @@ def test_the_prequential_score_is_of_predictions_before_learning(bench):
     assert bench.learning.info().score == pytest.approx(float(np.mean(expected)))
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "told"),
+    [
+        ("atlas", {}, 2),
+        ("atlas+si", {"si.c": 1.0}, 2),
+        ("mas", {}, 2),
+        ("mas+atlas", {}, 2),
+        ("finetune", {}, 0),
+    ],
+)
+def test_consolidations_are_counted_for_every_method_and_across_restarts(
+    tmp_path, method, options, told
+):
+    settings = LearnSettings(
+        method=method, options=options, lr=1e-4, passes=1, frames=8, consolidate="every:2"
+    )
+    bench = Bench(tmp_path, settings, dataclasses.replace(RULES, canary_drop=1))
+    with bench.spool:
+        bench.put(*(toy(k) for k in range(4)))
+        bench.turns()
+        bench.learning.checkpoint()
+        info = bench.learning.info()
+        assert info.steps == 4
+        assert info.consolidations == told
+        bench.begin()
+        assert bench.learning.info().consolidations == told
+
+
 def test_a_base_that_ships_its_importance_is_held_across_restarts(tmp_path):
     """And a state that was learned with it is refused without."""
     network = base()
