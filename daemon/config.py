@@ -136,9 +136,9 @@ class IntakeConfig(_Section):
     spool: Path | None = None
     """Folder of the clips; none: `atlasd/spool/STREAM` in $XDG_STATE_HOME or ~/.local/state."""
     max_clips: int = Field(default=10_000, ge=1, le=10_000_000)
-    """Most clips that are kept; more are refused."""
+    """Most clips that wait; more are refused. As many that were learned may be kept beside them."""
     max_mb: int = Field(default=4000, ge=1, le=10_000_000)
-    """Most megabytes of them."""
+    """Most megabytes of them, likewise."""
     classes: Literal["open", "closed"] = "open"
     """`closed`: only classes that the network knows; `open`: new ones too."""
     replay_s: float = Field(default=30.0, ge=0, le=3600)

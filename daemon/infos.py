@@ -103,7 +103,8 @@ class LearnerInfo(Checked):
         candidate: number of the batch that is learned and not yet judged; 0: none.
         clips: learned so far.
         steps: of the optimizer so far.
-        consolidations: of the method so far.
+        consolidations: of the method so far, whatever brought them about; 0 for one that keeps
+            nothing.
         refused: batches that the canary set aside since the learner began.
         score: mean J of the latest frames, up to 256, each predicted before it was learned; None
             before the first.

@@ -25,7 +25,7 @@ class Entry:
         seed: of everything random in learning it.
         state: ``journaled``: it is learned, or comes next; the others were set aside, and then
             perhaps released or discarded.
-        ids: of its clips, in their order.
+        ids: of its clips, in their order; none: a person's order to consolidate.
     """
 
     number: int
@@ -69,7 +69,7 @@ def read_journal(folder: Path) -> Journal:
             ):
                 ids.setdefault(number, []).append(clip_id)
             batches = tuple(
-                Entry(number, seed, state, tuple(ids[number]))
+                Entry(number, seed, state, tuple(ids.get(number, ())))
                 for number, seed, state in file.connection.execute(
                     "SELECT number, seed, state FROM batches ORDER BY number"
                 )
@@ -87,6 +87,8 @@ def replay(
     importance: BaseImportance | None = None,
 ) -> OnlineLearner:
     """Learn batches again, as a learner does that is never killed and refuses nothing.
+
+    It consolidates where a person ordered that.
 
     A batch that was set aside left no trace in the weights, as its learner went back; so the
     batches of `Journal.learned` give the weights of that checkpoint, to the last bit with the same
@@ -106,6 +108,9 @@ def replay(
     """
     learner = OnlineLearner(base, settings, importance=importance)
     for batch in batches:
+        if not batch.ids:
+            learner.consolidate()
+            continue
         clips = [load(payload(clip_id), base.preset.window_s) for clip_id in batch.ids]
         learner.learn(clips, learner.batches(clips), batch.seed)
     return learner

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import fcntl
+import itertools
 import logging
 import os
 import signal
@@ -32,13 +33,13 @@ from .labels import Answer, Refused
 from .learning import Learning, LearningError
 from .learnline import LearnerEnd
 from .learnstore import LearnStore
-from .notices import LearningRules
+from .notices import Happening, LearningRules
 from .onlinelearner import LearnSettings
 from .orders import Carried, Order
 from .parts import base_importance, build_network
 from .places import learned_folder, make_private, spool_folder
 from .spool import Spool
-from .spoolfile import SpoolError
+from .spoolfile import SpoolError, passes
 
 STOPPED, REFUSED = 0, 2
 """Exit codes: asked to leave; cannot learn, and starting again would not help."""
@@ -46,6 +47,8 @@ STOPPED, REFUSED = 0, 2
 _WAIT_MS: Final = 200
 _BEAT_NS: Final = 200_000_000
 _LOCK_S: Final = 60.0
+_RETRIES_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
+"""Between two trials to begin; the last one for ever."""
 _STREAM_OPTIONS: Final[Mapping[str, Mapping[str, int | float | str]]] = {
     "atlas": {"growth": "mean", "anchors": 3, "base_c": 100.0}
 }
@@ -67,8 +70,7 @@ def main() -> int:
     with LearnerEnd(sys.argv[1]) as line:
         line.say(LearnerInfo(state="starting", method=config.learner.method, pid=os.getpid()))
         try:
-            with _locked(learned_folder(config)):
-                _serve(config, line)
+            _persist(config, line)
         except _REFUSALS as error:
             _log.error("cannot learn: %s", error)
             line.say(LearnerInfo(state="failed", detail=str(error)[:4000], pid=os.getpid()))
@@ -93,7 +95,45 @@ def learn_settings(config: Config) -> LearnSettings:
     )
 
 
-def _serve(config: Config, line: LearnerEnd) -> None:
+def _persist(config: Config, line: LearnerEnd) -> None:
+    """Serve; where what stands in the way may go by itself, say so and try again, ever later."""
+    stopping = _Flag()
+    signal.signal(signal.SIGTERM, stopping.raise_)
+    for wait_s in itertools.chain(_RETRIES_S, itertools.repeat(_RETRIES_S[-1])):
+        try:
+            with _locked(learned_folder(config)):
+                _serve(config, line, stopping)
+        except (SpoolError, OSError) as error:
+            if not passes(error):
+                raise
+            _wait_out(line, stopping, f"learning cannot begin: {error}", wait_s)
+        else:
+            return
+        if stopping.is_raised:
+            return
+
+
+def _wait_out(line: LearnerEnd, stopping: _Flag, why: str, wait_s: float) -> None:
+    """Wait, until told to leave or to go on."""
+    detail = f"{why}; masks go on, tried again in {wait_s:g} s"
+    _log.warning("%s", detail)
+    info = LearnerInfo(state="halted", detail=detail[:4000], pid=os.getpid())
+    line.tell(Happening("learner_halted", info.detail))
+    until = time.monotonic() + wait_s
+    while time.monotonic() < until and not stopping.is_raised:
+        line.say(info)
+        for said in line.orders(_WAIT_MS):
+            if said == "stop":
+                stopping.is_raised = True
+            elif said.order == "resume":
+                detail = "it is tried again"
+                line.answer(Carried(request=said.request, order=said.order, detail=detail))
+                return
+            else:
+                line.answer(Refused(request=said.request, code="cannot", detail=info.detail))
+
+
+def _serve(config: Config, line: LearnerEnd, stopping: _Flag) -> None:
     learner, intake = config.learner, config.intake
     rules = LearningRules(
         learner.clips,
@@ -102,8 +142,6 @@ def _serve(config: Config, line: LearnerEnd) -> None:
         learner.canary_wait_s,
         learner.checkpoint_s,
     )
-    stopping = _Flag()
-    signal.signal(signal.SIGTERM, stopping.raise_)
     spool = Spool(
         spool_folder(config), max_clips=intake.max_clips, max_bytes=intake.max_mb * 1_000_000
     )

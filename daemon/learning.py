@@ -17,7 +17,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
@@ -153,7 +153,6 @@ class Learning:
             state = "paused"
         elif self._halted is not None:
             state = "halted"
-        method = self._learner.trainer.method
         return LearnerInfo(
             state=state,
             detail=(self._halted or "")[:4000],
@@ -163,7 +162,7 @@ class Learning:
             candidate=self._candidate.number if self._candidate else 0,
             clips=tally.clips,
             steps=self._learner.steps,
-            consolidations=int(method.state.get("consolidations", 0)),
+            consolidations=self._learner.consolidations,
             refused=self._refused,
             score=float(np.mean(self._recent)) if self._recent else None,
             a_auc=tally.mean,
@@ -204,10 +203,25 @@ class Learning:
             raise LearningError(f"no checkpoint was made: {error}") from error
 
     def consolidate(self) -> None:
-        """Let the method keep what was learned, plateau or not."""
-        self._learner.consolidate()
-        if self._candidate is None:
-            self._accepted = replace(self._accepted, state=self._learner.state())
+        """Let the method keep what was learned, plateau or not, once the order is journaled.
+
+        A candidate is accepted first if it holds on its own batch. Where batches that were
+        journaled before are still to be learned, the order waits for its turn.
+
+        Raises:
+            LearningError: it cannot be journaled.
+        """
+        try:
+            is_next = not self._spool.waiting(self._cursor).journaled
+            number = self._spool.note_consolidation()
+        except SpoolError as error:
+            raise LearningError(f"nothing was consolidated: {error}") from error
+        if not is_next:
+            return
+        try:
+            self._hold_on(number)
+        except (SpoolError, OSError) as error:
+            self._halt(error)
 
     def versions(self) -> list[VersionInfo]:
         """What can be gone back to, oldest first."""
@@ -314,8 +328,13 @@ class Learning:
 
     # A batch.
 
+    @property
+    def _cursor(self) -> int:
+        """The last batch in the weights at hand."""
+        return self._candidate.number if self._candidate else self._accepted.cursor
+
     def _take_or_publish(self) -> bool:
-        at = self._candidate.number if self._candidate else self._accepted.cursor
+        at = self._cursor
         waiting = self._spool.waiting(at)
         oldest_ns = waiting.oldest_ns
         is_old = oldest_ns is not None and self._now() - oldest_ns >= self._rules.wait_s * _NS
@@ -329,9 +348,13 @@ class Learning:
                 raise
             self._set_aside(error.batch, str(error))
             return True
-        if batch is not None:
+        if batch is None:
+            return False
+        if batch.clips:
             self._take(batch)
-        return batch is not None
+        else:
+            self._hold_on(batch.number)
+        return True
 
     def _seed(self, at: int) -> int:
         digest = sha256(f"{self._settings.seed} {at}".encode()).digest()
@@ -402,6 +425,17 @@ class Learning:
             self._serve(version, self._accepted.version, candidate.number, "unjudged", tensors)
         return True
 
+    def _hold_on(self, number: int) -> None:
+        """Carry out a journaled order to consolidate."""
+        if self._candidate is not None and self._holds(self._candidate):
+            self._accept()
+        self._learner.consolidate()
+        before, tensors = self._accepted, self._learner.serving()
+        version = _named(number, tensors)
+        self._accepted = self._as_accepted(number, version, before.version, before.tally)
+        self._serve(version, before.version, number, "consolidated", tensors)
+        self._keep_if_due()
+
     def _accept(self) -> None:
         candidate, before = self._candidate, self._accepted
         assert candidate is not None  # noqa: S101  callers look
@@ -441,8 +475,10 @@ class Learning:
     # Keeping and telling.
 
     def _keep_if_due(self) -> None:
+        if self._accepted.cursor <= self._checkpoint:
+            return
         is_time = self._clock() - self._checkpoint_ns >= self._rules.checkpoint_s * _NS
-        if is_time and self._accepted.cursor > self._checkpoint:
+        if is_time or self._spool.is_crowded(self._accepted.cursor):
             self._keep()
 
     def _keep(self) -> Kept:
@@ -463,7 +499,21 @@ class Learning:
             data = {"version": accepted.version, "batch": accepted.cursor}
             self._say("checkpoint", f"version {accepted.version} is kept in {kept.folder}", data)
         self._checkpoint = accepted.cursor
+        self._make_room()
         return kept
+
+    def _make_room(self) -> None:
+        """Go without the oldest checkpoints where their clips are more than may wait."""
+        while self._spool.is_crowded(self._checkpoint) and len(kept := self._store.all()) > 1:
+            oldest, next_oldest = kept[0].learned, kept[1].learned
+            self._store.forget_before(next_oldest.cursor)
+            self._spool.finish(self._checkpoint, next_oldest.cursor)
+            self._say(
+                "version_dropped",
+                f"version {oldest.version} is kept no more: the clips to learn again from there "
+                "are more than intake.max_clips or intake.max_mb",
+                {"version": oldest.version, "batch": oldest.cursor},
+            )
 
     def _halt(self, error: Exception) -> None:
         first = self._halted is None

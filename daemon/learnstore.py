@@ -177,6 +177,13 @@ class LearnStore:
                 shutil.rmtree(folder)
         _sync(self.folder)
 
+    def forget_before(self, cursor: int) -> None:
+        """Delete the checkpoints of earlier batches."""
+        for folder in self._folders():
+            if int(folder.name) < cursor:
+                shutil.rmtree(folder)
+        _sync(self.folder)
+
     def _listed(self) -> Iterator[Kept]:
         for folder in self._folders():
             try:

@@ -29,7 +29,7 @@ class LearningRules:
     checkpoint_s: float = 30.0
 
 
-Reason = Literal["learned", "unjudged", "refused", "rollback", "resumed"]
+Reason = Literal["learned", "unjudged", "refused", "consolidated", "rollback", "resumed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ class Publication:
         parent: the version that was served before.
         batch: number of the last batch in them.
         reason: ``learned`` and accepted; ``unjudged``; ``refused`` a candidate, so that these come
-            back; ``rollback`` by a person; ``resumed`` from a checkpoint.
+            back; ``consolidated``: the same weights, held on to; ``rollback`` by a
+            person; ``resumed`` from a checkpoint.
         categories: what their class head knows.
         tensors: of the serving form, see `OnlineLearner.serving`.
     """

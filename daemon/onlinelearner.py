@@ -156,6 +156,11 @@ class OnlineLearner:
         """Optimizer steps since the base."""
         return self._steps_before + self.trainer.step_count
 
+    @property
+    def consolidations(self) -> int:
+        """How often the method kept what was learned: on plateaus, by count, by order."""
+        return self.trainer.consolidations
+
     def batches(self, clips: Sequence[LabeledClip]) -> list[Batch]:
         """Clips as this network takes them; see `clipbatch.batches_of`."""
         return batches_of(clips, self.network, self.settings.frames)
@@ -214,7 +219,7 @@ class OnlineLearner:
 
     def consolidate(self) -> None:
         """Keep what was learned now, plateau or not."""
-        self.trainer.method.consolidate([])
+        self.trainer.consolidate()
 
     def state(self) -> LearnState:
         """What to go on from; a copy."""

@@ -16,7 +16,8 @@ as long as both keep this order:
 Killed anywhere, the learner loads a checkpoint and asks for the batch after the cursor *in it*:
 batches that were journaled since come again, with the same members, order and seed. Two refinements
 of a learner that judges its own steps: `Spool.quarantine` sets a batch aside, and a person decides
-between `Spool.release` (its clips wait again) and `Spool.discard`.
+between `Spool.release` (its clips wait again) and `Spool.discard`. A person's order to consolidate
+is journaled too, as a batch without clips (`Spool.note_consolidation`).
 
 A clip is ``pending``, then ``journaled``, then ``consumed`` (or ``quarantined``, then ``pending``
 or ``discarded``); a pending one may be replaced or become ``deleted``. Its id is kept for ever.
@@ -54,8 +55,9 @@ class Spool:
 
     Args:
         folder: made with mode 0700 where it is not there; the file gets 0600.
-        max_clips: most clips whose payloads are kept.
-        max_bytes: most bytes of these payloads.
+        max_clips: most clips that may wait or be set aside; so many again may be kept of what was
+            learned, which is the learner's to see to (`is_crowded`).
+        max_bytes: most bytes of their payloads, likewise.
         clock: nanoseconds since 1970.
 
     Raises:
@@ -147,7 +149,7 @@ class Spool:
             if known is not None:
                 return known
             replaced = self._make_way(clip_id)
-            self._check_quota(len(payload))
+            self._check_quota(len(payload), replaced)
             entry = (clip_id, digest, len(payload), self._clock())
             if replaced is None:
                 sequence = self._db.execute(
@@ -286,6 +288,22 @@ class Spool:
         number, seed = row
         return Batch(number, seed, self._read(number))
 
+    def note_consolidation(self) -> int:
+        """Journal a person's order to keep what is known: a batch without clips, after all others.
+
+        So it has its place among the batches, and is carried out exactly once, as they are learned.
+
+        Returns:
+            Its number.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        with self._file.transaction():
+            number = self._last_batch() + 1
+            self._db.execute("INSERT INTO batches VALUES (?, 0, 'journaled', '')", (number,))
+        return number
+
     def finish(self, up_to: int, oldest_kept: int) -> None:
         """Note what the checkpoints hold; payloads that none of them needs any more are deleted.
 
@@ -315,6 +333,29 @@ class Spool:
                 (retired, oldest_kept),
             )
             self._db.execute("UPDATE cursor SET finished = ?, retired = ?", (up_to, oldest_kept))
+
+    def is_crowded(self, up_to: int) -> bool:
+        """Whether payloads of learned clips take more room than clips that wait may.
+
+        A checkpoint then makes room, and if it does not, going without the oldest one; see
+        `finish`.
+
+        Args:
+            up_to: number of the last batch that counts; those that no checkpoint needs any more
+                do not.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        with self._file.told():
+            clips, total = self._db.execute(
+                "SELECT count(*), coalesce(sum(clips.bytes), 0) FROM batches"
+                " JOIN members ON batch = number JOIN clips USING (sequence)"
+                " WHERE batches.state = 'journaled' AND number <= ?"
+                " AND number > (SELECT retired FROM cursor)",
+                (up_to,),
+            ).fetchone()
+        return clips > self.max_clips or total > self.max_bytes
 
     def quarantine(self, number: int, reason: str) -> None:
         """Set a batch aside that is in no checkpoint: it does not come again by itself.
@@ -355,8 +396,9 @@ class Spool:
             last = self._last_batch()
             self._set_states("quarantined", "journaled", to + 1, last)
             self._db.execute(
-                "UPDATE batches SET state = 'quarantined', reason = ?"
-                " WHERE state = 'journaled' AND number > ?",
+                "UPDATE batches SET reason = ?, state = CASE"
+                " WHEN number IN (SELECT batch FROM members) THEN 'quarantined'"
+                " ELSE 'discarded' END WHERE state = 'journaled' AND number > ?",
                 (reason, to),
             )
             self._db.execute("UPDATE cursor SET finished = ?", (to,))
@@ -396,17 +438,31 @@ class Spool:
         self._db.execute("DELETE FROM payloads WHERE sequence = ?", row)
         return row[0]
 
-    def _check_quota(self, size: int) -> None:
-        held, total = self._held()
-        if held >= self.max_clips:
+    def _check_quota(self, size: int, replaced: int | None) -> None:
+        """Count what waits or is set aside: what is learned goes by itself, and must not keep out.
+
+        Else a learner that needs further clips to go on would wait for an intake that waits for it.
+        """
+        rows = self._db.execute(
+            "SELECT state, count(*), sum(bytes) FROM clips"
+            " WHERE state IN ('pending', 'quarantined') AND sequence IS NOT ? GROUP BY state",
+            (replaced,),
+        ).fetchall()
+        waiting = sum(count for _, count, _ in rows)
+        total = sum(each for _, _, each in rows)
+        aside = sum(count for state, count, _ in rows if state == "quarantined")
+        advice = "wait until some are learned"
+        if aside:
+            advice += f", release or discard the {aside} that are set aside"
+        if waiting >= self.max_clips:
             raise QuotaError(
-                f"the spool holds {held} clips; {self.max_clips} are allowed: wait until some are "
-                "learned, or raise intake.max_clips"
+                f"the spool holds {waiting} clips that are not learned; {self.max_clips} are "
+                f"allowed: {advice}, or raise intake.max_clips"
             )
         if total + size > self.max_bytes:
             raise QuotaError(
-                f"the spool holds {total} bytes and the clip has {size}; {self.max_bytes} are "
-                "allowed: wait until some are learned, or raise intake.max_mb"
+                f"the spool holds {total} bytes that are not learned and the clip has {size}; "
+                f"{self.max_bytes} are allowed: {advice}, or raise intake.max_mb"
             )
 
     def _held(self) -> tuple[int, int]:

@@ -26,7 +26,8 @@ class Batch:
     Attributes:
         number: from 1; the cursor once it is learned.
         seed: of everything random in learning it.
-        clips: in the order in which they were journaled.
+        clips: in the order in which they were journaled; none: nothing is learned, the method keeps
+            what it knows, as a person ordered.
     """
 
     number: int
@@ -49,7 +50,8 @@ class SpoolStatus:
 
     Attributes:
         clips: by state; ids whose payload is gone count too.
-        held: clips whose payload is kept, which is what the quota counts.
+        held: clips whose payload is kept; of them those that are neither pending nor quarantined
+            do not count against the quota.
         bytes: of these payloads.
         oldest_ns: when the oldest pending clip was stored, nanoseconds since 1970; None: none is.
         journaled_up_to: number of the last batch, 0 before the first.

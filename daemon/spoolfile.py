@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Generator
@@ -11,6 +12,20 @@ from typing import ClassVar, Final
 
 _FORMAT = 1
 _BUSY_S = 10.0
+_PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
+_PASSING_ERRNOS = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EDQUOT,
+    errno.EINTR,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
 _TURNSTILE = "turnstile.sqlite"
 _WAL_BYTES = 1 << 26
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
@@ -59,6 +74,10 @@ class SpoolError(Exception):
 
 class StorageError(SpoolError):
     """The file system or another process stands in the way; nothing was changed."""
+
+
+class BusyError(StorageError):
+    """Another process holds the file, or the system cannot reach it just now; ask again later."""
 
 
 class DiskFullError(StorageError):
@@ -189,7 +208,8 @@ class SpoolFile:
                 raise CorruptError(
                     f"{self.path}: is damaged ({error}); move it away to begin anew, or restore it"
                 ) from error
-            raise StorageError(f"{self.path}: {error}; nothing was changed") from error
+            kind = BusyError if code in _PASSING else StorageError
+            raise kind(f"{self.path}: {error}; nothing was changed") from error
 
     def _begin_writing(self) -> None:
         self._turnstile.execute("BEGIN IMMEDIATE")
@@ -215,6 +235,13 @@ class SpoolFile:
             self.connection.execute(f"PRAGMA user_version={_FORMAT}")
 
 
+def passes(error: Exception) -> bool:
+    """Whether what stands in the way may go by itself: a full disk, a lock, a lack of memory."""
+    if isinstance(error, OSError):
+        return error.errno in _PASSING_ERRNOS
+    return isinstance(error, BusyError | DiskFullError)
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
 
@@ -236,7 +263,8 @@ def _prepare(folder: Path, *files: Path) -> None:
             file.chmod(_FILE_MODE)
         _sync(folder)
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be made a spool's folder ({error})") from error
+        kind = BusyError if passes(error) else StorageError
+        raise kind(f"{folder}: cannot be made a spool's folder ({error})") from error
 
 
 def _sync(folder: Path) -> None:

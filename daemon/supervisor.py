@@ -14,11 +14,9 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -43,6 +41,7 @@ from .learnline import (
     WeightsRefusedError,
     looked_at,
 )
+from .linefolder import LineFolder
 from .orders import Carried, Order
 from .wire import WireError
 
@@ -74,6 +73,9 @@ class Supervisor:
         command: what starts a learner; the endpoint and the daemon's process id are added,
             the configuration comes on stdin.
         clock: monotonic seconds.
+
+    Raises:
+        OSError: there is no place for the line to the learner; see `linefolder`.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Supervisor:
     ) -> None:
         self._config, self._layout, self._announce = config, layout, announce
         self._command, self._clock = command, clock
-        self._folder = Path(tempfile.mkdtemp(prefix="atlasd-"))
+        self._folder = LineFolder()
         self._lock = threading.Lock()
         self._info = LearnerInfo(state="starting", method=config.learner.method)
         self._offered: OfferedWeights | None = None
@@ -171,7 +173,7 @@ class Supervisor:
     def _begin(self) -> None:
         self._start_at = None
         self._life = _Life(
-            self._config, self._command, self._folder / f"line-{self._restarts}", self._clock
+            self._config, self._command, self._folder.socket(self._restarts), self._clock
         )
 
     def _listen(self, life: _Life) -> None:
@@ -282,7 +284,7 @@ class Supervisor:
             while True:
                 order, answer = self._orders.get_nowait()
                 answer.set_result(_cannot(order, "the daemon leaves"))
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.clear()
 
     def _set(self, **changes: object) -> None:
         with self._lock:

@@ -118,6 +118,11 @@ class Composed(Method):
         for part in self.parts.values():
             part.after_step()
 
+    @property
+    def consolidates(self) -> bool:
+        """Whether any part does."""
+        return any(part.consolidates for part in self.parts.values())
+
     def consolidate(self, data: Iterable[Batch]) -> None:
         """Each part keeps what was learned; each reads the data from the beginning."""
         for part in self.parts.values():
@@ -181,7 +186,7 @@ def _trainable(parts: Mapping[str, Method]) -> Trainable:
 def _check_freezing(parts: Mapping[str, Method]) -> None:
     """Refuse to protect what stands still."""
     frozen = [name for name, part in parts.items() if isinstance(part, FrozenAfterFirst)]
-    keepers = [name for name, m in parts.items() if type(m).consolidate is not Method.consolidate]
+    keepers = [name for name, part in parts.items() if part.consolidates]
     if frozen and len(keepers) > 1:
         others = ", ".join(name for name in keepers if name != frozen[0])
         raise MethodError(

@@ -123,6 +123,11 @@ class Method:
     def after_step(self) -> None:
         """The optimizer made its step."""
 
+    @property
+    def consolidates(self) -> bool:
+        """Whether `consolidate` keeps anything."""
+        return type(self).consolidate is not Method.consolidate
+
     def consolidate(self, data: Iterable[Batch]) -> None:
         """Keep what was learned.
 

@@ -120,6 +120,7 @@ class Trainer:
         epoch: the epoch of the next step, from 0.
         step_in_epoch: the next step in it, from 0.
         best: the best validation score so far, minus infinity before the first.
+        consolidations: that the method was told of through this trainer.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class Trainer:
         self.epoch = 0
         self.step_in_epoch = 0
         self.best = -math.inf
+        self.consolidations = 0
         self.method = method or Method()
         self.consolidator = consolidator or Consolidator()
         self._loss = loss
@@ -229,8 +231,13 @@ class Trainer:
         self._update_average()
         self._advance()
         if self.consolidator.observe(task_loss):
-            self.method.consolidate([batch])
+            self.consolidate([batch])
         return scalars
+
+    def consolidate(self, data: Iterable[Batch] = ()) -> None:
+        """Let the method keep what was learned now; see `Method.consolidate`."""
+        self.method.consolidate(data)
+        self.consolidations += self.method.consolidates
 
     def _advance(self) -> None:
         self.step_in_epoch += 1
@@ -295,6 +302,7 @@ class Trainer:
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "best": best,
+            "consolidations": self.consolidations,
             "notes": self._notes,
         }
         return tensors, manifest
@@ -370,6 +378,7 @@ class Trainer:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self._device)
         self.epoch, self.step_in_epoch = manifest["epoch"], manifest["step_in_epoch"]
         self.best = -math.inf if manifest["best"] is None else manifest["best"]
+        self.consolidations = manifest.get("consolidations", 0)  # states of before say nothing
 
     def _check(self, path: str, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         found_format = manifest.get("format")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -41,8 +42,10 @@ def payloads(count: int) -> dict[str, bytes]:
     return made
 
 
-def learning(spool: Spool, store: LearnStore, drop: float = 0.1) -> Learning:
-    rules = LearningRules(clips=2, canary_drop=drop, checkpoint_s=0)
+def learning(
+    spool: Spool, store: LearnStore, drop: float = 0.1, checkpoint_s: float = 0
+) -> Learning:
+    rules = LearningRules(clips=2, canary_drop=drop, checkpoint_s=checkpoint_s)
     return Learning(tiny_network(), SETTINGS, rules, spool, store, lambda _: None)
 
 
@@ -67,6 +70,55 @@ def test_a_replay_of_the_journal_gives_the_weights_that_were_kept(tmp_path):
     assert again.manifest == state.manifest
     assert again.tensors.keys() == state.tensors.keys()
     assert all(torch.equal(again.tensors[name], state.tensors[name]) for name in state.tensors)
+
+
+def test_a_replay_consolidates_where_a_person_ordered_it_and_as_often(tmp_path):
+    """Killed between the order and the next checkpoint, too, and with a candidate before it."""
+    clips = payloads(12)
+    names = iter(clips)
+    store = LearnStore(tmp_path / "learned")
+    with Spool(tmp_path / "spool") as spool:
+
+        def turns(learner, count, more=0):
+            for clip_id in itertools.islice(names, more):
+                spool.append(clip_id, clips[clip_id])
+            for _ in range(count):
+                learner.turn()
+
+        rules = {"drop": 1.0, "checkpoint_s": 1e9}
+        learner = learning(spool, store, **rules)
+        turns(learner, 2, 4)
+        learner.consolidate()  # batch 3; batch 2 is a candidate
+        assert learner.info().consolidations == 1
+        learner = learning(spool, store, **rules)  # killed: nothing of it is in a checkpoint
+        assert learner.info().consolidations == 0
+        learner.consolidate()  # batch 4; 1 to 3 are still to be learned again
+        assert learner.info().consolidations == 0
+        turns(learner, 3)
+        assert learner.info().consolidations == 1
+        turns(learner, 1)
+        assert (learner.info().batch, learner.info().consolidations) == (4, 2)
+        turns(learner, 2, 4)
+        learner.checkpoint()
+        learner.consolidate()  # batch 7, after the newest checkpoint's last
+        learner = learning(spool, store, **rules)
+        turns(learner, 3, 4)
+        assert learner.info().consolidations == 3
+        learner.checkpoint()
+        learner = learning(spool, store, **rules)
+        turns(learner, 3)
+        assert learner.info().consolidations == 3
+    kept, state = store.newest()
+    learned = read_journal(tmp_path / "spool").learned(kept.learned.cursor)
+    assert [batch.number for batch in learned if not batch.ids] == [3, 4, 7]
+    assert kept.learned.cursor == 9
+    assert kept.learned.tally.clips == 12
+    again = replay(tiny_network(), SETTINGS, learned, clips.__getitem__).state()
+    assert again.manifest == state.manifest
+    assert all(torch.equal(again.tensors[name], state.tensors[name]) for name in state.tensors)
+    without = [batch for batch in learned if batch.ids]
+    other = replay(tiny_network(), SETTINGS, without, clips.__getitem__).state()
+    assert not all(torch.equal(other.tensors[name], state.tensors[name]) for name in other.tensors)
 
 
 def test_a_journal_says_what_became_of_clips_and_batches(tmp_path):

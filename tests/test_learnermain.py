@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from contextlib import closing, suppress
 
+import pytest
+from atlasd.daemon.infos import LearnerInfo
+from atlasd.daemon.labels import Refused
+from atlasd.daemon.learnermain import REFUSED, STOPPED
+from atlasd.daemon.learnline import DaemonEnd
+from atlasd.daemon.orders import Order
+from atlasd.daemon.spool import FILE_NAME, Spool
+from atlasd.daemon.spoolfile import BusyError, CorruptError, DiskFullError, StorageError, passes
 from served import tiny_checkpoint, tiny_config
+
+
+def learning_config(folder):
+    return tiny_config(
+        tiny_checkpoint(folder),
+        folder / "none.mp4",
+        f"ipc://{folder}/bus",
+        "intake.enabled=true",
+        f"intake.endpoint=ipc://{folder}/labels",
+        f"intake.spool={folder / 'spool'}",
+        "learner.enabled=true",
+        "learner.threads=1",
+    )
 
 
 def test_a_learner_whose_daemon_died_before_it_was_loaded_touches_nothing(tmp_path):
     """Else it would learn for nobody, and lock out the learner of the next daemon."""
-    config = tiny_config(
-        tiny_checkpoint(tmp_path),
-        tmp_path / "none.mp4",
-        f"ipc://{tmp_path}/bus",
-        "intake.enabled=true",
-        f"intake.endpoint=ipc://{tmp_path}/labels",
-        f"intake.spool={tmp_path / 'spool'}",
-        "learner.enabled=true",
-    )
+    config = learning_config(tmp_path)
     settings = tmp_path / "config.json"
     settings.write_text(config.model_dump_json())
     learner = [sys.executable, "-m", "atlasd.daemon.learnermain", f"ipc://{tmp_path}/line"]
@@ -34,3 +50,82 @@ def test_a_learner_whose_daemon_died_before_it_was_loaded_touches_nothing(tmp_pa
             os.killpg(process.pid, signal.SIGKILL)
     assert log == ""
     assert not (tmp_path / "spool").exists()
+
+
+def learner_of(config, endpoint: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "atlasd.daemon.learnermain", endpoint, str(os.getpid())],
+        stdin=subprocess.PIPE,
+    )
+    process.stdin.write(config.model_dump_json().encode())
+    process.stdin.close()
+    return process
+
+
+def until(line: DaemonEnd, process: subprocess.Popen, wanted) -> LearnerInfo:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for said in line.received(200):
+            if isinstance(said, LearnerInfo) and wanted(said):
+                return said
+        assert process.poll() is None, "it ended"
+    raise AssertionError("it did not come in time")
+
+
+@pytest.mark.slow
+def test_a_spool_that_is_locked_for_a_while_is_waited_for_and_said(tmp_path):
+    """Another process holds it for longer than SQLite waits."""
+    config = learning_config(tmp_path)
+    Spool(config.intake.spool).close()
+    line = DaemonEnd(f"ipc://{tmp_path}/line")
+    process = learner_of(config, line.endpoint)
+    try:
+        with closing(sqlite3.connect(config.intake.spool / FILE_NAME, isolation_level=None)) as one:
+            one.execute("BEGIN EXCLUSIVE")
+            halted = until(line, process, lambda info: info.state == "halted")
+            assert "locked" in halted.detail
+            assert "tried again in 1 s" in halted.detail
+            assert line.order(Order(order="checkpoint", request=3))
+            refused = next(said for said in line.received(9000) if isinstance(said, Refused))
+            assert (refused.request, refused.code) == (3, "cannot")
+            assert "locked" in refused.detail
+            one.execute("ROLLBACK")
+        until(line, process, lambda info: info.state == "waiting")
+        line.stop()
+        assert process.wait(60) == STOPPED
+    finally:
+        process.kill()
+        process.wait()
+        line.close()
+
+
+def test_a_spool_that_is_no_spool_is_not_waited_for(tmp_path):
+    config = learning_config(tmp_path)
+    config.intake.spool.mkdir(mode=0o700)
+    (config.intake.spool / FILE_NAME).write_bytes(b"something else" * 1000)
+    line = DaemonEnd(f"ipc://{tmp_path}/line")
+    process = learner_of(config, line.endpoint)
+    try:
+        failed = until(line, process, lambda info: info.state == "failed")
+        assert "damaged" in failed.detail
+        assert process.wait(60) == REFUSED
+    finally:
+        process.kill()
+        process.wait()
+        line.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (BusyError("locked"), True),
+        (DiskFullError("full"), True),
+        (OSError(errno.ENOSPC, "full"), True),
+        (OSError(errno.EROFS, "read only"), False),
+        (PermissionError(errno.EACCES, "no"), False),
+        (StorageError("others may read it"), False),
+        (CorruptError("damaged"), False),
+    ],
+)
+def test_only_what_may_go_by_itself_is_waited_for(error, expected):
+    assert passes(error) is expected

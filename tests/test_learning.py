@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from atlasd.daemon.learnstore import LearnStore
 from atlasd.daemon.notices import Happening, LearningRules, Publication
 from atlasd.daemon.onlinelearner import LearnSettings, OnlineLearner
 from atlasd.daemon.spool import Spool
+from atlasd.daemon.spoolfile import QuotaError
 from atlasd.model import baseimportance
 from atlasd.model.presets import build
 from atlasd.model.presets import load as load_network
@@ -53,12 +55,20 @@ def base():
 class Bench:
     """A learner with its spool, its store and clocks that stand still."""
 
-    def __init__(self, folder: Path, settings=SETTINGS, rules=RULES, network=None, importance=None):
+    def __init__(
+        self,
+        folder: Path,
+        settings=SETTINGS,
+        rules=RULES,
+        network=None,
+        importance=None,
+        max_clips=10_000,
+    ):
         self.importance = importance
         self.folder, self.settings, self.rules = folder, settings, rules
         self.network = network or base()
         self.time_ns = 0
-        self.spool = Spool(folder / "spool", clock=lambda: self.time_ns)
+        self.spool = Spool(folder / "spool", max_clips=max_clips, clock=lambda: self.time_ns)
         self.told: list[Publication | Happening] = []
         self.begin()
 
@@ -239,6 +249,40 @@ def test_what_a_checkpoint_holds_is_not_learned_again(bench):
     assert bench.publications[-1].version == bench.learning.info().version
 
 
+@pytest.mark.parametrize("max_clips", [1, 2, 3, 5])
+@pytest.mark.parametrize("checkpoint_s", [0, 86_400])
+def test_an_intake_that_is_small_never_refuses_for_ever(tmp_path, max_clips, checkpoint_s):
+    """What was learned, and is kept to go back to, does not keep out what is to be learned."""
+    bench = Bench(
+        tmp_path, rules=dataclasses.replace(RULES, checkpoint_s=checkpoint_s), max_clips=max_clips
+    )
+    with bench.spool:
+        for k in range(10):
+            for _ in range(4):
+                with suppress(QuotaError):
+                    bench.put(toy(k))
+                    break
+                bench.wait(8)
+                bench.turns()
+            else:
+                pytest.fail(f"clip {k} is refused for ever: {bench.states()}")
+            if k == 6:
+                bench.begin()  # killed: what was not kept is learned again
+        bench.wait(8)
+        bench.turns()
+        bench.learning.checkpoint()
+        assert bench.states() == {"consumed": 10}
+        assert bench.learning.info().clips == 10
+        status = bench.spool.status()
+        batch = min(max_clips, RULES.clips)
+        assert status.held <= 2 * max_clips + 2 * batch
+        kept = bench.store.all()
+        assert kept[0].learned.cursor == status.retired_up_to
+        if status.held:
+            went = bench.learning.rollback(kept[0].learned.version)
+            assert went == kept[0].learned.version
+
+
 def test_new_classes_get_rows_and_old_rows_stay(bench):
     bench.put(toy(0, "bell"), toy(1, "drum"), toy(2, "horn"), toy(3, "bell"))
     bench.turns()
@@ -281,6 +325,37 @@ def test_going_back_restores_the_weights_and_sets_aside_what_came_after(bench):
     assert bench.learning.info().candidate == 4
     with pytest.raises(LearningError, match="kept are"):
         bench.learning.rollback("nonsense")
+
+
+def test_an_order_to_consolidate_makes_a_version_of_its_own_and_can_be_gone_back_from(bench):
+    bench.put(*(toy(k) for k in range(4)))
+    bench.turns()
+    bench.learning.consolidate()
+    learned, held = bench.publications[-2:]
+    assert (learned.batch, learned.reason) == (2, "learned")
+    assert (held.batch, held.reason, held.parent) == (3, "consolidated", learned.version)
+    assert same(held.tensors, learned.tensors)
+    assert bench.learning.info().consolidations == 1
+    assert [v.batch for v in bench.learning.versions()] == [1, 2, 3]
+    bench.learning.rollback()
+    assert bench.learning.info().consolidations == 0
+    assert not bench.spool.status().set_aside
+    assert bench.turns() == 0
+    assert bench.spool.waiting(2).journaled is False
+
+
+def test_a_candidate_that_does_not_hold_is_set_aside_before_an_ordered_consolidation(tmp_path):
+    bench = Bench(tmp_path, rules=dataclasses.replace(RULES, canary_drop=-1))  # nothing holds
+    with bench.spool:
+        before = bench.learning.info().version
+        bench.put(toy(0), toy(1))
+        bench.turns()
+        assert bench.learning.info().candidate == 1
+        bench.learning.consolidate()
+        assert bench.kinds.count("batch_refused") == 1
+        (published,) = bench.publications
+        assert (published.batch, published.parent) == (2, before)
+        assert bench.states() == {"quarantined": 2}
 
 
 def test_going_back_survives_a_restart(bench):
@@ -403,6 +478,34 @@ def test_the_prequential_score_is_of_predictions_before_learning(bench):
     expected = fresh.score(fresh.batches(stored))
     bench.turns()
     assert bench.learning.info().score == pytest.approx(float(np.mean(expected)))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "told"),
+    [
+        ("atlas", {}, 2),
+        ("atlas+si", {"si.c": 1.0}, 2),
+        ("mas", {}, 2),
+        ("mas+atlas", {}, 2),
+        ("finetune", {}, 0),
+    ],
+)
+def test_consolidations_are_counted_for_every_method_and_across_restarts(
+    tmp_path, method, options, told
+):
+    settings = LearnSettings(
+        method=method, options=options, lr=1e-4, passes=1, frames=8, consolidate="every:2"
+    )
+    bench = Bench(tmp_path, settings, dataclasses.replace(RULES, canary_drop=1))
+    with bench.spool:
+        bench.put(*(toy(k) for k in range(4)))
+        bench.turns()
+        bench.learning.checkpoint()
+        info = bench.learning.info()
+        assert info.steps == 4
+        assert info.consolidations == told
+        bench.begin()
+        assert bench.learning.info().consolidations == told
 
 
 def test_a_base_that_ships_its_importance_is_held_across_restarts(tmp_path):

@@ -121,11 +121,11 @@ def test_deleting_what_is_not_there_is_refused(spool):
 def test_over_quota_is_refused_and_what_is_there_stays(folder):
     with Spool(folder, max_clips=2) as spool:
         filled(spool, 2)
-        with pytest.raises(QuotaError, match=r"2 clips; 2 are allowed.*max_clips"):
+        with pytest.raises(QuotaError, match=r"2 clips .*; 2 are allowed.*max_clips"):
             spool.append("c2", b"x")
         assert spool.append("c1", b"payload 1") == "same"
     with Spool(folder, max_bytes=20) as spool:
-        with pytest.raises(QuotaError, match=r"18 bytes and the clip has 3.*max_mb"):
+        with pytest.raises(QuotaError, match=r"18 bytes .* and the clip has 3.*max_mb"):
             spool.append("c2", b"xyz")
         assert spool.append("c1", b"12345678901", replace=True) == "replaced"
         assert spool.status().bytes == 20
@@ -136,6 +136,43 @@ def test_what_a_checkpoint_holds_makes_room(folder):
         filled(spool, 1).next_batch(0, 1, 0)
         spool.finish(1, 1)
         assert spool.append("c1", b"x") == "stored"
+
+
+def test_what_is_being_learned_keeps_nothing_out_and_is_told_where_it_is_too_much(folder):
+    with Spool(folder, max_clips=1) as spool:
+        for number in (1, 2, 3):
+            assert spool.append(f"c{number}", b"payload") == "stored"
+            spool.next_batch(number - 1, 1, 0)
+        assert [spool.is_crowded(number) for number in range(4)] == [False, False, True, True]
+        spool.finish(3, 2)
+        assert not spool.is_crowded(3)
+        assert spool.status().held == 1
+
+
+def test_clips_that_are_set_aside_count_and_a_refusal_says_so(folder):
+    with Spool(folder, max_clips=1) as spool:
+        filled(spool, 1).next_batch(0, 1, 0)
+        spool.quarantine(1, "poison")
+        with pytest.raises(QuotaError, match="discard the 1 that are set aside"):
+            spool.append("c1", b"x")
+        spool.discard(1)
+        assert spool.append("c1", b"x") == "stored"
+
+
+def test_an_order_to_consolidate_has_its_place_among_the_batches_and_comes_again(folder):
+    with Spool(folder) as spool:
+        filled(spool, 2)
+        assert ids(spool.next_batch(0, 1, 7)) == ["c0"]
+        assert spool.note_consolidation() == 2
+        assert spool.waiting(1).journaled
+        for _ in range(2):
+            assert (spool.next_batch(1, 1, 7).number, ids(spool.next_batch(1, 1, 7))) == (2, [])
+        assert ids(spool.next_batch(2, 1, 7)) == ["c1"]
+        spool.finish(3, 1)
+        spool.rewind(1, "gone back")
+        assert [a.number for a in spool.status().set_aside] == [3]
+        with pytest.raises(JournalError, match="discarded"):
+            spool.release(2)
 
 
 @pytest.mark.parametrize("clip_id", ["", "x" * 257])

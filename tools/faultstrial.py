@@ -31,6 +31,8 @@ _BACKLOG = 8
 """Clips that may be pending; the labeler waits for the learner then."""
 _EAGER = 0.25
 """Share of kills that do not wait until all is at work again: they hit it while it starts."""
+_ORDERED = 0.5
+"""Share of the learner's kills before which a person orders to consolidate."""
 _SPREAD_S = 4.0
 _ORDER_S = 90.0
 _SETTLED_S = 1800.0
@@ -138,6 +140,7 @@ class Trial:
                     for _ in range(learners):
                         self._await_moment(daemon)
                         daemon.until(lambda d=daemon: d.learner_is_up, "learning")
+                        self._order_consolidation()
                         daemon.kill_learner()
                         self._count("learner", advance)
                     if life < kills:
@@ -153,6 +156,15 @@ class Trial:
     def _is_full(self) -> bool:
         clips = None if self._daemon is None else self._daemon.clips
         return clips is None or clips.get("pending", 0) >= _BACKLOG
+
+    def _order_consolidation(self) -> None:
+        """Now and then, shortly before a kill: carried out once, or refused as the learner died."""
+        if self._rng.random() < _ORDERED:
+            with (
+                LabelClient(self._config.intake.endpoint, timeout_s=_ORDER_S, attempts=1) as client,
+                suppress(LabelRefusedError, NoAnswerError),
+            ):
+                client.order(Order(order="consolidate"))
 
     def _await_moment(self, daemon: LiveDaemon) -> None:
         """Let some seconds pass, mostly of work, at times of its beginning."""
