@@ -425,7 +425,8 @@ class SpoolMachine(RuleBasedStateMachine):
             expected = None if replace and state == "pending" else ConflictError
             if replace and state != "pending":
                 expected = JournaledError
-        if expected is None and len(self.held() - {name}) >= self.max_clips:
+        unlearned = {c for c, s in self.state.items() if s in {"pending", "quarantined"}}
+        if expected is None and len(unlearned - {name}) >= self.max_clips:
             expected = QuotaError
         if expected is None:
             done = self.spool.append(name, content, replace=replace)
