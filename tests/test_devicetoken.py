@@ -11,13 +11,16 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from atlasd.daemon import devicetoken
 from atlasd.daemon.config import load_config
 from atlasd.daemon.devicetoken import FrameToken, StepToken
+from atlasd.daemon.engine import TorchEngine
 from atlasd.daemon.onlinelearner import LearnSettings, OnlineLearner
 from atlasd.daemon.parts import token_path
+from atlasd.streams.clips import AudioWindow, Sample, VideoFrame
 from atlasd.streams.toyworld import make_clip
 from served import tiny_network
 
@@ -125,6 +128,24 @@ def test_a_learner_that_dies_or_stands_still_with_the_token_does_not_stop_masks(
         assert limit_ns <= took_ns < 10 * limit_ns  # one frame waited, and 19 did not
     with token.held():
         pass
+
+
+def test_an_engine_holds_the_token_for_each_frame_and_waiting_counts(tmp_path):
+    engine = TorchEngine(tiny_network(), "cpu", 1, token=FrameToken(tmp_path / "device"))
+    plain = TorchEngine(tiny_network(), "cpu", 1)
+    sound = np.zeros(round(engine.window_s * engine.sample_rate_hz), np.float32)
+    size = (engine.image_px, engine.image_px)
+    frame = VideoFrame(np.zeros((*size, 3), np.uint8), 0, 0, "main", 0, 0, size)
+    sample = Sample(frame, AudioWindow(sound, engine.sample_rate_hz, 0, 10**9, "ok"))
+    with process(HOLDS, tmp_path, "held"):
+        waited, *_ = engine.infer([sample])
+        assert waited.pre_ms >= devicetoken.PATIENCE_NS / MS
+    (alone,) = plain.infer([sample])
+    (free,) = engine.infer([sample])
+    assert alone.logits.tobytes() == free.logits.tobytes() == waited.logits.tobytes()
+    assert (tmp_path / "device").stat().st_mode & 0o777 == 0o600
+    engine.close()
+    plain.close()
 
 
 def test_a_learner_learns_the_same_bits_with_the_token(tmp_path):
