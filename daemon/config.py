@@ -192,6 +192,8 @@ class LearnerConfig(_Section):
     """Where to learn; it may be another GPU than the masks'."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads; 0: all cores, of which it takes only what masks leave (Linux)."""
+    token: Literal["auto", "always", "never"] = "auto"  # noqa: S105  a lock, no secret
+    """Learner and masks compute in turn, masks first: `auto`: where both are on one GPU."""
     hang_s: float = Field(default=120.0, gt=0, le=86_400)
     """Seconds of computing without progress after which the learner is taken for hung."""
     max_restarts: int = Field(default=5, ge=0, le=1000)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ..model.network import Network, Preset
 from ..streams.clips import Sample
+from .devicetoken import FrameToken
 from .ladder import Ladder, default_sides
 from .stopwatch import Stopwatch
 
@@ -149,6 +150,8 @@ class TorchEngine:
             `default_sides` of the network's own. Without a deadline it is not used.
         clock: seconds, as `time.perf_counter` gives them; on CUDA, events tell most of the time.
         allow_untrained: serve a network whose decoder was never trained: tests and benchmarks.
+        token: held while this engine computes for a frame, where a learner shares its device;
+            waiting for it counts as staging. None: nobody does.
 
     Raises:
         WeightsError: an untrained network.
@@ -168,11 +171,12 @@ class TorchEngine:
         ladder: Sequence[int] = (),
         clock: Callable[[], float] = time.perf_counter,
         allow_untrained: bool = False,
+        token: FrameToken | None = None,
     ) -> None:
         preset = network.preset
         if not allow_untrained:
             network.require_trained()
-        self.device = _device(device)
+        self.device = resolved_device(device)
         self.threads = threads or automatic_threads()
         self.image_px = preset.image_px
         self.sample_rate_hz = preset.sample_rate_hz
@@ -183,6 +187,7 @@ class TorchEngine:
         self.batch = batch
         self.ladder = _ladder(preset, deadline_ms, ladder, batch)
         self._clock = clock
+        self._token = token
         self._dtype = _autocast_dtype(precision, self.device)
         torch.set_num_threads(self.threads)
         self._network: Network | None = network.for_serving().to(self.device)
@@ -232,10 +237,12 @@ class TorchEngine:
         for place, sample in enumerate(samples):
             self._host.put(place, sample)
         if self.ladder is None:
-            answer = self._run(len(samples), self.image_px, begin)
+            with self._alone():
+                answer = self._run(len(samples), self.image_px, begin)
             return self._predictions(answer, rung=0, deadline_ms=None)
         rung = self.ladder.rung
-        answer = self._run(len(samples), self.ladder.side_px, begin)
+        with self._alone():
+            answer = self._run(len(samples), self.ladder.side_px, begin)
         self.ladder.note(answer.ms)
         return self._predictions(answer, rung, self.ladder.deadline_ms)
 
@@ -286,8 +293,14 @@ class TorchEngine:
             return
         self._network = None
         self._input = self._host
+        if self._token is not None:
+            self._token.close()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """While inside, the learner does not compute on a device that it shares."""
+        return nullcontext() if self._token is None else self._token.held()
 
     @torch.inference_mode()
     def _run(self, n: int, side_px: int, begin: float | None = None) -> _Answer:
@@ -435,7 +448,12 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _device(name: str) -> torch.device:
+def resolved_device(name: str) -> torch.device:
+    """A device by its name; ``auto`` is the first CUDA device, else the CPU.
+
+    Raises:
+        EngineError: it is not known, or not here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

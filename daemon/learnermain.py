@@ -26,8 +26,10 @@ import torch
 
 from ..model.method import MethodError
 from ..model.presets import WeightsError
+from ..model.training import Part, undivided
 from .config import Config
-from .engine import available_cores
+from .devicetoken import StepToken
+from .engine import EngineError, available_cores, resolved_device
 from .infos import LearnerInfo
 from .labels import Answer, Refused
 from .learning import Learning, LearningError
@@ -36,7 +38,7 @@ from .learnstore import LearnStore
 from .notices import Happening, LearningRules
 from .onlinelearner import LearnSettings
 from .orders import Carried, Order
-from .parts import base_importance, build_network
+from .parts import base_importance, build_network, token_path
 from .places import learned_folder, make_private, spool_folder
 from .spool import Spool
 from .spoolfile import SpoolError, passes
@@ -54,7 +56,7 @@ _STREAM_OPTIONS: Final[Mapping[str, Mapping[str, int | float | str]]] = {
 }
 """Where nobody tells boundaries; see `model.methods.atlas`."""
 _PR_SET_PDEATHSIG: Final = 1
-_REFUSALS = (LearningError, MethodError, WeightsError, SpoolError, OSError)
+_REFUSALS = (LearningError, MethodError, WeightsError, EngineError, SpoolError, OSError)
 _log = logging.getLogger(__name__)
 
 
@@ -148,10 +150,10 @@ def _serve(config: Config, line: LearnerEnd, stopping: _Flag) -> None:
     with spool:
         store = LearnStore(learned_folder(config), learner.keep)
         pulse = _Pulse(line)
-        base = build_network(config)
+        base, device = build_network(config), resolved_device(config.learner.device)
         importance = base_importance(config, base)
         learning = Learning(
-            base.to(_device(config)),
+            base.to(device),
             learn_settings(config),
             rules,
             spool,
@@ -159,6 +161,7 @@ def _serve(config: Config, line: LearnerEnd, stopping: _Flag) -> None:
             line.tell,
             importance=importance,
             beat=pulse.beat,
+            part=_part(config, device),
         )
         pulse.info = learning.info
         wait_ms = 0
@@ -212,11 +215,17 @@ def _carried_out(learning: Learning, order: Order) -> str:
     return detail
 
 
-def _device(config: Config) -> str:
-    device = config.learner.device
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+def _part(config: Config, device: torch.device) -> Part:
+    """Parts of a step: alone on the device, where the daemon computes on it too."""
+    path = token_path(config)
+    if path is None:
+        return undivided
+
+    def synchronise() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return StepToken(path, synchronise).held
 
 
 class _Flag:

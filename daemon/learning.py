@@ -30,7 +30,7 @@ from ..model.checkpoints import tensor_hash, tensors_of
 from ..model.method import Batch, MethodError
 from ..model.network import Network
 from ..model.teacher import Teacher
-from ..model.training import TrainingError
+from ..model.training import Part, TrainingError, undivided
 from ..streams.clips import LabeledClip
 from .infos import LearnerInfo, LearnerState, VersionInfo
 from .labelclips import load
@@ -87,6 +87,7 @@ class Learning:
         tell: receives what is to be served and told.
         importance: of the base's weights; see `OnlineLearner`.
         beat: called after each step, as a sign that learning goes on.
+        part: entered for each part of the work that computes on the device.
         clock: monotonic nanoseconds.
         now: nanoseconds since 1970.
 
@@ -108,10 +109,11 @@ class Learning:
         *,
         importance: BaseImportance | None = None,
         beat: Callable[[], None] = lambda: None,
+        part: Part = undivided,
         clock: Callable[[], int] = time.monotonic_ns,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._beat = beat
+        self._beat, self._part = beat, part
         self._base, self._settings, self._rules = base, settings, rules
         self._importance = importance
         self._content = tensor_hash(tensors_of(base))
@@ -324,7 +326,7 @@ class Learning:
         return _Accepted(cursor, version, parent, tally, learner.state(), learner.as_it_is())
 
     def _fresh(self, state: LearnState | None = None) -> OnlineLearner:
-        return OnlineLearner(self._base, self._settings, state, self._importance)
+        return OnlineLearner(self._base, self._settings, state, self._importance, self._part)
 
     # A batch.
 

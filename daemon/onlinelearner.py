@@ -27,7 +27,7 @@ from ..model.metrics import frame_iou
 from ..model.network import Network
 from ..model.taskloss import task_loss
 from ..model.teacher import Teacher, answer
-from ..model.training import Settings, Trainer
+from ..model.training import Part, Settings, Trainer, undivided
 from ..streams.clips import LabeledClip
 from .clipbatch import batches_of, labels_of
 
@@ -94,6 +94,7 @@ class OnlineLearner:
         state: where another learner on the same base stood, which may have learned at another
             rate; None begins at the base.
         importance: of the base's weights, for methods that hold a base; None: nothing is held.
+        part: entered for each part of the work that computes on the device.
 
     Attributes:
         network: as learned so far, in `eval()` between two calls.
@@ -111,8 +112,10 @@ class OnlineLearner:
         settings: LearnSettings,
         state: LearnState | None = None,
         importance: BaseImportance | None = None,
+        part: Part = undivided,
     ) -> None:
         self.settings = settings
+        self._part = part
         self.network = _copy(base, settings.parts)
         method = load_method(settings.method, dict(settings.options))
         if method.needs_boundaries:
@@ -140,6 +143,7 @@ class OnlineLearner:
             method=method,
             consolidator=consolidator_of(settings.consolidate),
             seed=settings.seed,
+            part=part,
         )
         if state is not None:
             self._steps_before = state.manifest["steps_before"]
@@ -178,7 +182,12 @@ class OnlineLearner:
             batches: what to predict.
             network: what predicts; None: this one.
         """
-        return frame_scores(network or self.network, batches)
+        chosen = network or self.network
+        found: list[NDArray[np.float64]] = []
+        for batch in batches:
+            with self._part("score"):
+                found.append(frame_scores(chosen, [batch]))
+        return np.concatenate(found)
 
     def learn(
         self,
@@ -224,7 +233,8 @@ class OnlineLearner:
     def state(self) -> LearnState:
         """What to go on from; a copy."""
         tensors, manifest = self.trainer.state()
-        kept = {name: value.detach().cpu().clone() for name, value in tensors.items()}
+        with self._part("state"):
+            kept = {name: value.detach().cpu().clone() for name, value in tensors.items()}
         told = {
             "trainer": manifest,
             "categories": list(self.categories),
@@ -237,8 +247,9 @@ class OnlineLearner:
 
         LoRA is merged from the pristine base, so that versions do not drift.
         """
-        served = self.network.for_serving().state_dict()
-        return {name: served[name].cpu().contiguous() for name in self._served_names()}
+        with self._part("serving"):
+            served = self.network.for_serving().state_dict()
+            return {name: served[name].cpu().contiguous() for name in self._served_names()}
 
     def _served_names(self) -> list[str]:
         moving = (name for name, p in self.network.named_parameters() if p.requires_grad)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 
 from ..model.baseimportance import FILE, BaseImportance
 from ..model.baseimportance import read as read_importance
@@ -17,14 +18,15 @@ from ..streams.files import open_source
 from ..streams.repeated import RepeatedSource
 from ..streams.sources import Source
 from .config import Config
-from .engine import Engine, TorchEngine
+from .devicetoken import FrameToken
+from .engine import Engine, TorchEngine, resolved_device
 from .intake import Intake
 from .labeldesk import LabelDesk, LabelRules
 from .labels import Answer
 from .learnstore import LearnStore
 from .orders import Order
 from .pipeline import PipelineOptions
-from .places import learned_folder, spool_folder
+from .places import learned_folder, make_private, spool_folder
 from .replayring import ReplayRing
 from .spool import Spool
 
@@ -91,7 +93,37 @@ def build_engine(config: Config) -> TorchEngine:
         batch=model.batch,
         deadline_ms=model.deadline_ms,
         ladder=model.ladder,
+        token=_frame_token(config),
     )
+
+
+def token_path(config: Config) -> Path | None:
+    """The file of the device token; None where daemon and learner need none.
+
+    Raises:
+        EngineError: a device that is not here.
+        OSError: its folder cannot be made.
+    """
+    learner = config.learner
+    if not learner.enabled:
+        return None
+    match learner.token:
+        case "always":
+            is_wanted = True
+        case "never":
+            is_wanted = False
+        case "auto":
+            is_wanted = _is_one_gpu(config.model.device, learner.device)
+    if not is_wanted:
+        return None
+    folder = learned_folder(config)
+    make_private(folder)
+    return folder / "device"
+
+
+def _is_one_gpu(*names: str) -> bool:
+    devices = {resolved_device(name) for name in names}
+    return all(d.type == "cuda" for d in devices) and len({d.index or 0 for d in devices}) == 1
 
 
 def open_stream(
@@ -179,6 +211,11 @@ def open_intake(
         raise
     _log.info("labels at %s, kept in %s", opened.endpoint, folder)
     return opened
+
+
+def _frame_token(config: Config) -> FrameToken | None:
+    path = token_path(config)
+    return None if path is None else FrameToken(path)
 
 
 def _as_learned(config: Config, base: Network) -> Network:

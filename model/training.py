@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +53,16 @@ LossFunction = Callable[[Batch], Outcome]
 Feed = Callable[[int, int], Iterable[Batch]]
 """``feed(epoch, first_step)``: the batches of an epoch (from 0) from a step (from 0) on."""
 
+Part = Callable[[str], AbstractContextManager[object]]
+"""``part(name)``: a context for what is computed in one go, as ``forward``, ``backward``."""
+
 STATE_FORMAT = 1
+
+
+def undivided(name: str) -> AbstractContextManager[object]:
+    """A `Part` that does nothing."""
+    del name
+    return nullcontext()
 
 
 class TrainingError(Exception):
@@ -135,6 +144,7 @@ class Trainer:
         consolidator: Consolidator | None = None,
         seed: int = 0,
         notes: Mapping[str, int | str] | None = None,
+        part: Part = undivided,
     ) -> None:
         """Prepares the optimizer.
 
@@ -148,6 +158,7 @@ class Trainer:
             consolidator: decides when the method consolidates within the run; None: never.
             seed: of the method's random numbers.
             notes: name the part of a larger run that this trainer makes; saved states carry them.
+            part: entered for each part of a step that computes on the device.
 
         Raises:
             ValueError: no steps, or nothing to train.
@@ -166,6 +177,7 @@ class Trainer:
         self._loss = loss
         self._folder = folder
         self._seed = seed
+        self._part = part
         self._notes = dict(notes or {})
         self._params = {n: p for n, p in network.named_parameters() if p.requires_grad}
         if not self._params:
@@ -204,39 +216,48 @@ class Trainer:
         rate = self.settings.rate(self.step_count, self.settings.epochs * self.steps_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        batch = {name: value.to(self._device) for name, value in batch.items()}
-        batch = self.method.transform(batch, np.random.default_rng((self._seed, self.step_count)))
+        with self._part("forward"):
+            batch = {name: value.to(self._device) for name, value in batch.items()}
+            rng = np.random.default_rng((self._seed, self.step_count))
+            batch = self.method.transform(batch, rng)
+            loss, scalars, task_loss = self._forward(batch)
+        with self._part("backward"):
+            if loss.requires_grad:  # a method may freeze all of a network within a run
+                loss.backward()
+        with self._part("update"):
+            self.method.edit_grads()
+            limit = self.settings.clip_norm or math.inf
+            norm = float(nn.utils.clip_grad_norm_(self._params.values(), limit))
+            scalars |= {"grad_norm": norm, "lr": rate}
+            if not math.isfinite(norm):
+                raise self._broken("a gradient is not finite", batch, scalars)
+            self._optimizer.step()
+            self.method.after_step()
+            self._update_average()
+        self._advance()
+        if self.consolidator.observe(task_loss):
+            self.consolidate([batch])
+        return scalars
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, dict[str, float], float]:
+        """The loss to differentiate, all scalars, and the task's loss alone."""
         self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast(
             self._device.type, dtype=torch.bfloat16, enabled=self.settings.bfloat16
         ):
             terms, out = self._loss(batch)
             extra = self.method.extra_loss(batch, out) if out is not None else {}
-        task_loss = float(terms["loss"].detach())
         loss = sum(extra.values(), terms["loss"])
         scalars = {name: float(value.detach()) for name, value in (dict(terms) | extra).items()}
         scalars["loss"] = float(loss.detach())
         if not math.isfinite(scalars["loss"]):
             raise self._broken("the loss is not finite", batch, scalars)
-        if loss.requires_grad:  # a method may freeze all of a network within a run
-            loss.backward()
-        self.method.edit_grads()
-        limit = self.settings.clip_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self._params.values(), limit))
-        scalars |= {"grad_norm": norm, "lr": rate}
-        if not math.isfinite(norm):
-            raise self._broken("a gradient is not finite", batch, scalars)
-        self._optimizer.step()
-        self.method.after_step()
-        self._update_average()
-        self._advance()
-        if self.consolidator.observe(task_loss):
-            self.consolidate([batch])
-        return scalars
+        return loss, scalars, float(terms["loss"].detach())
 
     def consolidate(self, data: Iterable[Batch] = ()) -> None:
         """Let the method keep what was learned now; see `Method.consolidate`."""
-        self.method.consolidate(data)
+        with self._part("consolidate"):
+            self.method.consolidate(data)
         self.consolidations += self.method.consolidates
 
     def _advance(self) -> None:

@@ -174,6 +174,20 @@ def bench_live(
     raise typer.Exit(0 if report.passed else 1)
 
 
+@bench_app.command("memory")
+def bench_memory(
+    preset: Annotated[str, typer.Option(help="The network that is served and learns.")] = "tiny",
+    frames: Annotated[int, typer.Option(min=500, help="Masks to wait for.")] = 10_000,
+    fps: Annotated[int, typer.Option(min=1, max=120, help="Of the source.")] = 30,
+    json_path: ReportOption = None,
+) -> None:
+    """Watch the memory of a daemon and its learner over thousands of frames and many swaps."""
+    from .memorybench import bench_memory as bench
+
+    report = bench(preset, frames=frames, fps=fps, json_path=json_path)
+    raise typer.Exit(0 if report.passed else 1)
+
+
 @bench_app.command("faults")
 def bench_faults(
     preset: Annotated[str, typer.Option(help="The network that is served and learns.")] = (

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..streams import avscheck, openavs
 from ..streams.avsbench import AVSBench, Entry, Split
 from ..streams.avslayout import Subset
 from ..streams.avsplan import Size
+from .countbar import count_bar
 from .overlay import blend, contact_sheet
 
 SHEET = "contact-sheet.png"
@@ -45,7 +45,7 @@ def build(
         PackageError, ContentError, BuildError: as `openavs.build` says.
     """
     console = console or Console()
-    with _bar(console) as bar:
+    with count_bar(console, transient=True) as bar:
         task = bar.add_task("packages", total=None)
 
         def show(what: str, done: int, total: int) -> None:
@@ -74,7 +74,7 @@ def check(folder: Path, *, console: Console | None = None) -> bool:
         DatasetError: there is no data set in ``folder``.
     """
     console = console or Console()
-    with _bar(console) as bar:
+    with count_bar(console, transient=True) as bar:
         task = bar.add_task("clips", total=None)
 
         def show(done: int, total: int) -> None:
@@ -121,14 +121,3 @@ def _heard(entry: Entry) -> str:
 
 def _spread(total: int, wanted: int) -> list[int]:
     return [int(at) for at in np.unique(np.linspace(0, total - 1, min(total, wanted)).round())]
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )

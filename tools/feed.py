@@ -15,13 +15,14 @@ from typing import Literal
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from ..daemon.labelclient import LabelClient, LabelRefusedError, NoAnswerError
 from ..streams.avsbench import AVSBench, Entry
 from ..streams.avslayout import Subset, read_manifest
 from ..streams.manifest import Protocol
 from ..streams.protocols import clip_info, make_manifests
+from .countbar import count_bar
 from .label import LabelFacts, label_of_entry
 
 _FULL = {"quota", "disk_full", "storage", "corrupt"}
@@ -102,7 +103,7 @@ def feed(
         LabelClient(
             options.endpoint, timeout_s=options.timeout_s, attempts=options.attempts
         ) as client,
-        _bar(console) as bar,
+        count_bar(console, TextColumn("{task.fields[told]}")) as bar,
     ):
         task = bar.add_task("clips", total=len(turns), told="")
         for entry in _paced(turns, done, clock, pause):
@@ -182,14 +183,3 @@ def _tell(console: Console, clip_id: str, error: LabelRefusedError, done: Counte
 
 def _told(done: Counter[str]) -> str:
     return ", ".join(f"{count} {state}" for state, count in sorted(done.items())) or "no clip yet"
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )

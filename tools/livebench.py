@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +14,14 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from ..daemon.config import Config, load_config
-from ..daemon.labelclient import LabelClient, LabelRefusedError, NoAnswerError
+from ..daemon.labelclient import LabelClient
 from ..daemon.labelclips import write_clip
-from ..daemon.labels import PutClip
 from ..daemon.memory import resident_mb
 from ..daemon.orders import Order, OrderName
 from ..streams.toyworld import make_clip
 from .countbar import count_bar
 from .film import write_film
+from .labeler import Labeler
 from .livedaemon import LiveDaemon
 from .machine import machine
 
@@ -33,10 +31,10 @@ LATENCY_BAR = 1.2
 PHASES = ("off", "on", "off again")
 
 _CLIPS = 64
-_PERIOD_S = 1.0
 _SETTLE_S = 5.0
 _PATIENCE_S = 120.0
 _WAITING = 24
+"""Clips that are kept waiting, so that the learner never rests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,27 +124,32 @@ def _config(here: Path, preset: str, fps: int, threads: int) -> Config:
 def _measured(
     config: Config, here: Path, preset: str, frames: int, fps: int, bar: Progress
 ) -> LiveReport:
-    stop = threading.Event()
-    labels = [write_clip(make_clip(seed).labeled_clip()) for seed in range(_CLIPS)]
-    labeler = threading.Thread(target=_label, args=(config, labels, stop), daemon=True)
+    clips = [write_clip(make_clip(seed).labeled_clip()) for seed in range(_CLIPS)]
     learned = 0
     with LiveDaemon(config, here, 3 * frames / fps + _PATIENCE_S) as daemon:
+
+        def is_full() -> bool:
+            return daemon.clips is None or daemon.clips.get("pending", 0) >= _WAITING
+
+        def see_through(phase: str) -> None:
+            daemon.phase = phase
+            task = bar.add_task(f"learner {phase}", total=frames)
+            daemon.until(_enough(daemon, phase, frames, bar, task), f"through with {phase}")
+
         daemon.until(lambda: daemon.learner.state == "waiting", "ready to learn")
         _order(config, "pause")
         daemon.listen(_SETTLE_S)
         memory_mb = [resident_mb(daemon.pid) or 0.0]
         for phase in PHASES:
-            if phase == "on":
-                labeler.start()
+            if phase != "on":
+                see_through(phase)
+                continue
+            with Labeler(config.intake.endpoint, clips, is_full) as labeler:
                 _order(config, "resume")
-            daemon.phase = phase
-            task = bar.add_task(f"learner {phase}", total=frames)
-            daemon.until(_enough(daemon, phase, frames, bar, task), f"through with {phase}")
-            if phase == "on":
-                stop.set()
-                labeler.join()
-                learned = daemon.learner.clips
-                _order(config, "pause")
+                see_through(phase)
+                labeler.finish()
+            learned = daemon.learner.clips
+            _order(config, "pause")
         memory_mb.append(resident_mb(daemon.pid) or 0.0)
         daemon.leave()
     latencies = {
@@ -185,20 +188,6 @@ def _enough(
         return come >= frames
 
     return done
-
-
-def _label(config: Config, labels: Sequence[PutClip], stop: threading.Event) -> None:
-    """Keep clips waiting, so that the learner never rests."""
-    with LabelClient(config.intake.endpoint, attempts=10) as client:
-        for number in itertools.count():
-            if stop.is_set():
-                return
-            label = labels[number % len(labels)]
-            try:
-                client.put(replace(label, id=f"{label.id}-{number}"))
-            except (LabelRefusedError, NoAnswerError):
-                stop.wait(_PERIOD_S)
-            stop.wait(0.0 if number < _WAITING else _PERIOD_S)
 
 
 def _order(config: Config, name: OrderName) -> None:

@@ -34,7 +34,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..daemon.config import Config
 from ..daemon.latency import Latencies
@@ -44,6 +43,7 @@ from ..daemon.results import ranked_classes
 from ..streams.folders import SOUND_SUFFIXES
 from ..streams.sources import Discontinuity, Source, Trouble
 from .archive import MaskArchive
+from .countbar import count_bar
 from .overlay import OverlayWriter, blend, contact_sheet
 
 PARTIAL = ".partial"
@@ -136,7 +136,7 @@ def _drive(
     audio: Counter[str] = Counter()
     troubles: dict[str, int] = {}
     began = time.perf_counter()
-    with _progress(console) as progress, pipeline:
+    with count_bar(console, transient=True) as progress, pipeline:
         task = progress.add_task("segment", total=_expected_frames(source))
         for item in pipeline:
             match item:
@@ -164,17 +164,6 @@ def _drive(
         "troubles": troubles,
         "drops": drops,
     }
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
 
 
 def _expected_frames(source: Source) -> int | None:

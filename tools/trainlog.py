@@ -10,14 +10,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from torch.utils.tensorboard import SummaryWriter
+
+from .countbar import count_bar
 
 
 class TrainLog:
@@ -30,14 +29,7 @@ class TrainLog:
     def __init__(self, folder: Path, *, every: int = 10) -> None:
         self.every = every
         self._writer = SummaryWriter(str(folder))
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
+        self._bar = count_bar(None, TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
 
     def __enter__(self) -> Self:
         self._bar.start()

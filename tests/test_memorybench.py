@@ -1,0 +1,45 @@
+"""The bench of memory: it sees a leak through noise, and a daemon that has none."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from atlasd.tools.memorybench import SLOPE_BAR_MB, Growth, bench_memory
+from rich.console import Console
+
+
+@pytest.mark.parametrize("leak_mb", [0.0, 5.0])
+def test_a_leak_is_seen_through_noise(leak_mb):
+    frames = np.arange(0, 10_000, 30)
+    noise = np.random.default_rng(0).normal(0, 2, len(frames))
+    growth = Growth.of(frames, 800 + leak_mb * frames / 1000 + noise)
+    assert growth.slope_mb == pytest.approx(leak_mb, abs=0.2)
+    assert growth.noise_mb == pytest.approx(2, rel=0.2)
+    assert growth.last_mb - growth.first_mb == pytest.approx(9 * leak_mb, abs=1.5)
+    assert (growth.slope_mb > SLOPE_BAR_MB) is (leak_mb > 0)
+
+
+def test_a_slope_of_a_few_samples_is_refused():
+    with pytest.raises(ValueError, match="at least 10"):
+        Growth.of(range(9), [1.0] * 9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_daemon_that_learns_is_watched(tmp_path):
+    """In small: what it takes to be warm is still in these numbers, so the bar is not asked."""
+    text = io.StringIO()
+    report = bench_memory(
+        frames=1500, json_path=tmp_path / "memory.json", console=Console(file=text, width=120)
+    )
+    assert report.frames >= 1500
+    assert report.swaps > 0
+    assert report.daemon.first_mb > 100
+    assert report.learner.first_mb > 100
+    assert abs(report.daemon.slope_mb) < 30
+    told = json.loads((tmp_path / "memory.json").read_text())
+    assert told["swaps"] == report.swaps
+    assert "MB in 1,000 frames" in text.getvalue()
