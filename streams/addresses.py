@@ -55,19 +55,20 @@ def redacted(address: str) -> str:
     """The address without user, password, and values of its query and fragment.
 
     What is no address is given back as it is. Values of a query are all hidden: cameras and
-    services call their tokens by too many names to tell which of them are secret.
+    services call their tokens by too many names to tell which of them are secret. Where an @ after
+    the host leaves open whether what stands before it is a password that should have been
+    percent-encoded, all but the scheme is hidden.
     """
     if not is_address(address):
         return address
     scheme, _, rest = address.partition("://")
-    place, mark, query = _split_query(rest)
-    host, slash, path = _split_path(place)
+    host, path, mark, query = _split(rest)
+    if "@" in path + query:
+        return f"{scheme}://{HIDDEN}"
     if "@" in host:
         host = f"{HIDDEN}@{host.rpartition('@')[2]}"
-    shown = re.sub(r"=[^&;#]*", f"={HIDDEN}", query)
-    if mark and "=" not in query:
-        shown = HIDDEN
-    return f"{scheme}://{host}{slash}{path}{mark}{shown}"
+    shown = re.sub(r"=[^&;#]*", f"={HIDDEN}", query) if "=" in query else HIDDEN
+    return f"{scheme}://{host}{path}{mark}{shown if mark else ''}"
 
 
 def without_secrets(text: str, address: str) -> str:
@@ -86,30 +87,18 @@ def without_secrets(text: str, address: str) -> str:
 
 
 def _secrets(address: str) -> set[str]:
-    place, _, query = _split_query(address.partition("://")[2])
-    host = _split_path(place)[0]
-    found: set[str] = set()
-    if "@" in host:
-        account = host.rpartition("@")[0]
+    rest = address.partition("://")[2]
+    query = _split(rest)[3]
+    found = {part.partition("=")[2] or part for part in re.split(r"[&;#]", query)}
+    if "@" in rest:
+        account = rest.rpartition("@")[0]
         user, _, password = account.partition(":")
-        found |= {account, password or user}
-    found |= {part.partition("=")[2] or part for part in re.split(r"[&;#]", query)}
+        found |= {account, password or user, *re.split(r"[/?#]", password)}
     found |= {unquote(secret) for secret in found}
     return {secret for secret in found if len(secret) >= _SHORTEST}
 
 
-def _split_query(rest: str) -> tuple[str, str, str]:
-    found = re.search(r"[?#]", rest)
-    # A `?` in a password that was not written as %3F: the host comes after the last @.
-    if found is not None and "@" in rest[found.end() :].split("/", 1)[0]:
-        found = re.compile(r"[?#]").search(rest, rest.rindex("@"))
-    if found is None:
-        return rest, "", ""
-    return rest[: found.start()], found.group(), rest[found.end() :]
-
-
-def _split_path(place: str) -> tuple[str, str, str]:
-    """Host with account, slash, path; a `/` in a password that was not written as %2F is kept."""
-    at = place.rfind("@")
-    slash = place.find("/", at + 1 if at >= 0 else 0)
-    return (place, "", "") if slash < 0 else (place[:slash], "/", place[slash + 1 :])
+def _split(rest: str) -> tuple[str, str, str, str]:
+    """Host with account, path, the mark that ends it, query and fragment."""
+    found = re.match(r"([^/?#]*)([^?#]*)([?#]?)(.*)", rest, re.DOTALL)
+    return ("", "", "", "") if found is None else (found[1], found[2], found[3], found[4])

@@ -22,7 +22,6 @@ import msgpack
 
 from .eventpipe import EventWriter, Failed, Finished, Opened
 from .live import open_live
-from .sources import MediaError, UnsupportedError
 
 LEAVE_S: Final = 0.5
 """How long a source that is being read may take to say goodbye to its server or device."""
@@ -42,9 +41,7 @@ def main() -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001 - the parent tells it
-        is_ours = isinstance(error, MediaError)
-        detail = str(error) if is_ours else f"{type(error).__name__}: {error}"
-        writer.write(Failed(detail, isinstance(error, UnsupportedError)))
+        writer.write(Failed.by(error))
     return 0
 
 

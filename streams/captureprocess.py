@@ -19,7 +19,7 @@ import msgpack
 from .addresses import without_secrets
 from .clips import NS_PER_S, VideoFrame
 from .eventpipe import EventPipeError, EventReader, Failed, Finished, Opened
-from .sources import MediaError, Quiet, SourceEvent, SourceKind, Trouble, UnsupportedError
+from .sources import MediaError, Quiet, SourceEvent, SourceKind, Trouble
 
 QUIET_S: Final = 0.03
 """Longest wait for an event before the reader hears that there is none."""
@@ -87,6 +87,7 @@ class ProcessSource:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
+            env=_environment(),
             process_group=0,  # a terminal's Ctrl-C is the daemon's to handle
         )
         self.pid: Final = self._child.pid
@@ -203,8 +204,7 @@ class ProcessSource:
             self._listen()
         if isinstance(message, Failed):
             self.close()
-            detail = without_secrets(message.detail, self._address)
-            raise (UnsupportedError if message.is_final else MediaError)(detail)
+            raise message.error(without_secrets(message.detail, self._address))
         if isinstance(message, Trouble):
             return replace(message, detail=without_secrets(message.detail, self._address))
         return message
@@ -241,3 +241,9 @@ class ProcessSource:
         with suppress(BlockingIOError, OSError):
             while piece := os.read(self._stderr.fileno(), 65536):
                 self._tail = (self._tail + piece)[-_TAIL_BYTES:]
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without settings (one may be the address), and without threads for arithmetic."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("ATLASD_")}
+    return ours | {"OPENBLAS_NUM_THREADS": "1"}

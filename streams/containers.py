@@ -105,7 +105,7 @@ def decode(
             if isinstance(error, ended_by):
                 raise
             errors += 1
-            yield Damage("corrupt_packet", f"the container could not be read: {error}")
+            yield Damage("corrupt_packet", f"the container could not be read: {error.strerror}")
         else:
             return
     yield Damage("truncated", f"{MAX_READ_ERRORS} read errors in a row; the rest is lost")

@@ -15,14 +15,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
 from .clips import AudioChunk, InvalidValueError, VideoFrame
-from .sources import AudioEnded, Discontinuity, Quiet, SourceEvent, SourceKind, Trouble
+from .sources import (
+    AccessError,
+    AudioEnded,
+    Discontinuity,
+    MediaError,
+    Quiet,
+    SourceEvent,
+    SourceKind,
+    Trouble,
+    UnsupportedError,
+)
 
 MAX_HEAD_BYTES: Final = 1 << 16
 MAX_BODY_BYTES: Final = 1 << 28
@@ -53,11 +63,30 @@ class Failed:
 
     Attributes:
         detail: what came, what is allowed, what to do.
-        is_final: whether no further attempt will open it.
+        kind: of error: ``unsupported`` and ``access`` as their classes in `sources` say, ``media``
+            otherwise.
     """
 
     detail: str
-    is_final: bool = False
+    kind: Literal["media", "unsupported", "access"] = "media"
+
+    @classmethod
+    def by(cls, error: Exception) -> Failed:
+        """The message of an error, of whatever library."""
+        match error:
+            case UnsupportedError():
+                return cls(str(error), "unsupported")
+            case AccessError():
+                return cls(str(error), "access")
+            case MediaError():
+                return cls(str(error))
+            case _:
+                return cls(f"{type(error).__name__}: {error}")
+
+    def error(self, detail: str) -> MediaError:
+        """The error, with other words."""
+        kinds = {"unsupported": UnsupportedError, "access": AccessError}
+        return kinds.get(self.kind, MediaError)(detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +263,8 @@ def _words_of(
             return {"is": "silence", "epoch": epoch}
         case Trouble(kind, detail, count):
             return {"is": "trouble", "kind": kind, "detail": _short(detail), "count": count}
-        case Failed(detail, is_final):
-            return {"is": "failed", "detail": _short(detail), "is_final": is_final}
+        case Failed(detail, kind):
+            return {"is": "failed", "detail": _short(detail), "kind": kind}
         case Finished():
             return {"is": "finished"}
         case Quiet():
@@ -277,12 +306,20 @@ def _broken(head: Mapping[str, Any]) -> Discontinuity:
     return Discontinuity(_whole(head["epoch"]), str(head["reason"]), has_audio)
 
 
+def _failed(head: Mapping[str, Any]) -> Failed:
+    match head["kind"]:
+        case "unsupported" | "access" as kind:
+            return Failed(str(head["detail"]), kind)
+        case _:
+            return Failed(str(head["detail"]))
+
+
 _WORDS: Final[Mapping[str, Callable[[Mapping[str, Any]], Message]]] = {
     "opened": _opened,
     "break": _broken,
     "silence": lambda head: AudioEnded(_whole(head["epoch"])),
     "trouble": lambda head: Trouble(str(head["kind"]), str(head["detail"]), _whole(head["count"])),
-    "failed": lambda head: Failed(str(head["detail"]), bool(head["is_final"])),
+    "failed": _failed,
     "finished": lambda _: Finished(),
     "quiet": lambda _: Quiet(),
 }

@@ -13,7 +13,6 @@ from av.container import InputContainer
 from .addresses import is_address, redacted
 from .clips import NS_PER_S
 from .containers import Damage, find_audio, find_video, open_container
-from .folders import FolderSource
 from .presenter import Frame, Presenter
 from .sources import AudioEnded, Discontinuity, MediaError, Source, SourceEvent, SourceKind, Trouble
 from .timeline import Break, Odd, Placed, Timeline, Track
@@ -60,6 +59,8 @@ def open_source(
         )
     path = Path(str(uri).removeprefix("file://"))
     if path.is_dir():
+        from .folders import FolderSource
+
         return FolderSource(
             path,
             stream=stream,

@@ -28,19 +28,29 @@ from .clockmap import ClockMap
 from .containers import Damage, Decoded
 from .files import FileSource
 from .presenter import Frame, Presenter
-from .sources import Discontinuity, MediaError, Source, SourceEvent, SourceKind, UnsupportedError
+from .sources import (
+    AccessError,
+    Discontinuity,
+    MediaError,
+    Source,
+    SourceEvent,
+    SourceKind,
+    UnsupportedError,
+)
 from .timeline import Break, Odd, Placed, Timeline
-from .tracks import Tracks
+from .tracks import Tracks, reason_of
 
 Mode = Literal["auto", "live", "file"]
 Transport = Literal["tcp", "udp"]
 
-UNTIMED: Final = ("mpjpeg", "mjpeg", "image2", "jpeg_pipe")
-"""Formats that know no times: pictures one after another. Their times are their arrivals."""
+NO_TIMES: Final = 0x80
+"""FFmpeg's flag (AVFMT_NOTIMESTAMPS) of formats that know none: arrivals are their times."""
 SEGMENTED: Final = ("hls", "dash")
 """Formats that come in pieces of seconds: what arrives together was not seen together."""
 ANALYSE_US: Final = 2_000_000
 """How long FFmpeg may look for tracks that were announced and never come."""
+DATAGRAM_BYTES: Final = 4_000_000
+"""Wanted of the system for datagrams that wait: a large picture comes in a burst of hundreds."""
 SETTLE_NS: Final = NS_PER_S // 5
 """The stream has begun when for so long nothing came that was younger."""
 YOUNGER_NS: Final = 10_000_000
@@ -141,10 +151,13 @@ def _open_container(options: NetworkOptions) -> InputContainer:
     scheme = options.address.partition("://")[0].lower()
     if scheme in {"rtsp", "rtsps"}:
         settings |= {"rtsp_transport": options.transport, "timeout": wait_us}
+        settings |= {"buffer_size": str(DATAGRAM_BYTES)} if options.transport == "udp" else {}
     elif scheme in {"udp", "rtp"}:
         settings |= {"timeout": wait_us, "overrun_nonfatal": "1"}
+        settings |= {"buffer_size": str(DATAGRAM_BYTES)}
     else:
         settings |= {"rw_timeout": wait_us}
+    began_s = time.monotonic()
     try:
         return av.open(
             options.address,
@@ -152,27 +165,20 @@ def _open_container(options: NetworkOptions) -> InputContainer:
             metadata_errors="replace",
             timeout=(options.open_timeout_s, options.stall_timeout_s),
         )
-    except av.error.ProtocolNotFoundError as error:
+    except av.error.ProtocolNotFoundError:
         raise UnsupportedError(
             f"{shown} cannot be read: this build of FFmpeg (PyAV {av.__version__}) has no "
             f"{scheme}; serve the stream by RTSP or HTTP instead"
-        ) from error
+        ) from None
+    except (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError) as error:
+        raise AccessError(
+            f"{shown} cannot be opened: {error.strerror}; give user and password in the address "
+            "(source.uri, better by ATLASD_SOURCE__URI than on the command line)"
+        ) from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{shown} cannot be opened: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    match error:
-        case av.error.HTTPUnauthorizedError() | av.error.HTTPForbiddenError():
-            return f"{error.strerror}; give user and password in the address (source.uri)"
-        case av.error.ExitError():
-            return "it did not answer in time"
-        case av.error.InvalidDataError():
-            return "what it sends is no stream that FFmpeg reads; is the path right?"
-        case av.error.FFmpegError():
-            return str(error.strerror)
-        case _:
-            return str(error)
+        is_late = time.monotonic() - began_s >= options.open_timeout_s
+        why = "it did not answer in time" if is_late else reason_of(error)
+        raise MediaError(f"{shown} cannot be opened: {why}") from None
 
 
 def _has_end(container: InputContainer, address: str) -> bool:
@@ -254,7 +260,7 @@ class NetworkSource:
         self.stream = options.stream
         self._clock, self._sleep = clock, sleep
         self._name = redacted(options.address)
-        self._is_untimed = container.format.name in UNTIMED
+        self._is_untimed = bool(container.format.flags & NO_TIMES)
         self._is_played = container.format.name in SEGMENTED
         self._tracks = Tracks(container, self._name, is_remote=True)
         self.has_audio, self.fps = self._tracks.has_audio, self._tracks.fps
@@ -281,12 +287,18 @@ class NetworkSource:
             MediaError: the connection was lost.
         """
         timeline = Timeline[Frame](("video", "audio") if self.has_audio else ("video",))
-        for decoded in self._tracks:
-            yield from self._take(decoded, timeline)
+        lost: MediaError | None = None
+        try:
+            for decoded in self._tracks:
+                yield from self._take(decoded, timeline)
+        except MediaError as error:
+            lost = error
         for placed in timeline.finish():
             yield from self._events(placed)
         yield from self._release()
         yield from self._presenter.flush()
+        if lost is not None:
+            raise lost
 
     def close(self) -> None:
         """Free the connection; closing twice is harmless."""
@@ -307,6 +319,9 @@ class NetworkSource:
         arrival_ns = self._clock()
         if isinstance(decoded, Damage):
             yield self._presenter.trouble(decoded.kind, decoded.detail)
+            return
+        if decoded.pts is None and not self._is_untimed and not self._presenter.ends_ns:
+            yield self._presenter.trouble("no_pts", "nothing has a time yet; passed over")
             return
         item, trouble = self._presenter.item(
             decoded, start_ns=arrival_ns if self._is_untimed else None, arrival_ns=arrival_ns

@@ -12,11 +12,13 @@ from av.audio.frame import AudioFrame
 from .clips import NS_PER_S, AudioChunk, VideoFrame
 from .pixels import Pixels
 from .resampler import MonoResampler, Piece
-from .sources import Trouble
+from .sources import MediaError, Trouble
 from .timeline import Item, Track
 
 Frame = av.VideoFrame | AudioFrame
 
+MAX_SIDE_PX = 32_768
+"""Longest side of a picture; the wire carries none that is longer."""
 FALLBACK_FPS = 25.0
 """Spacing of pictures without times in a container that knows no frame rate either."""
 
@@ -61,8 +63,15 @@ class Presenter:
         self._last_ns = 0
 
     def upright_size_px(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """(width, height) of a picture after it was turned upright, before scaling."""
-        return self._pixels.upright_size_px(frame)
+        """(width, height) of a picture after it was turned upright, before scaling.
+
+        Raises:
+            MediaError: it is too large.
+        """
+        size_px = self._pixels.upright_size_px(frame)
+        if max(size_px) > MAX_SIDE_PX:
+            raise MediaError(_too_large(size_px))
+        return size_px
 
     def item(
         self, frame: Frame, *, start_ns: int | None = None, arrival_ns: int | None = None
@@ -140,6 +149,10 @@ class Presenter:
                 kind, f"picture {self._index} at {pts_ns} ns follows one at {self._last_ns} ns"
             )
             pts_ns = self._last_ns + 1
+        size_px = self._pixels.upright_size_px(frame)
+        if max(size_px) > MAX_SIDE_PX:
+            yield self.trouble("too_large", _too_large(size_px))
+            return
         image, full, size_px = self._pixels.convert(frame)
         yield VideoFrame(
             image=image,
@@ -162,3 +175,8 @@ class Presenter:
                 self._stream,
                 self.epoch,
             )
+
+
+def _too_large(size_px: tuple[int, int]) -> str:
+    width, height = size_px
+    return f"a picture of {width} x {height}; sides of up to {MAX_SIDE_PX} pixels can be read"

@@ -25,6 +25,10 @@ class UnsupportedError(MediaError):
     """Media that no further attempt will open: to try again is of no use."""
 
 
+class AccessError(MediaError):
+    """Media whose owner refuses: many attempts in a row may lock the account."""
+
+
 @dataclass(frozen=True, slots=True)
 class Discontinuity:
     """The timeline broke: ``epoch`` begins here.

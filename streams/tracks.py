@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Generator, Iterator
 from itertools import islice
@@ -19,6 +20,21 @@ CONNECTION_ERRORS = (OSError, av.error.ExitError, av.error.HTTPError)
 """What ends a medium that comes over a network; a file's read errors are tried again."""
 MAX_BEFORE_PICTURE = 10_000
 """Pieces of sound before the first picture after which a medium counts as one without pictures."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why a connection failed, in words without its address, which a library's own hold."""
+    match error:
+        case av.error.ExitError():
+            return "nothing came in time"
+        case av.error.InvalidDataError():
+            return "what it sends is no stream that FFmpeg reads; is the path right?"
+        case OSError(errno=errno.EIO):
+            return "it broke the connection off"
+        case av.error.FFmpegError():
+            return str(error.strerror)
+        case _:
+            return str(error)
 
 
 class Tracks:
@@ -97,4 +113,4 @@ class Tracks:
         try:
             yield from decode(self._container, video, audio, ended_by=self._ended_by)
         except self._ended_by as error:
-            raise MediaError(f"{self._name} was lost: {error}") from error
+            raise MediaError(f"{self._name} was lost: {reason_of(error)}") from None

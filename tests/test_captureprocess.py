@@ -132,7 +132,8 @@ def test_the_child_dies_with_its_parent():
         assert until(lambda: is_gone(pid), 5.0)
 
 
-def test_the_command_line_of_the_child_tells_nothing():
+def test_the_command_line_of_the_child_tells_nothing(monkeypatch):
+    monkeypatch.setenv("ATLASD_SOURCE__URI", "http://joe:s3cret@127.0.0.1/")
     with WebServer(mjpeg()) as server, process(server.url(account="joe:s3cret")) as source:
         source.opened()
         told = Path(f"/proc/{source.pid}/cmdline").read_bytes()
@@ -156,3 +157,14 @@ def test_a_kind_that_nobody_reads_is_refused_for_good():
     source = ProcessSource({"kind": "telepathy"}, label="x")
     with pytest.raises(UnsupportedError, match=r"telepathy.*network"):
         source.opened()
+
+
+def test_the_child_imports_nothing_heavy():
+    """It starts at every attempt: no torch, no OpenCV, no configuration."""
+    names = ["torch", "cv2", "pydantic", "zmq", "yaml", "PIL"]
+    script = (
+        "import sys, atlasd.streams.capturechild, atlasd.streams.network\n"
+        f"print([name for name in {names} if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert told.stdout.decode().strip() == "[]"

@@ -93,12 +93,16 @@ class WebServer:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Be gone: nobody listens any more. Twice is harmless."""
         self._ending.set()
         self.cut()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def jpeg(shade: int, size: tuple[int, int] = (64, 48)) -> bytes:
@@ -140,13 +144,15 @@ def file_answer(path: Path) -> Answer:
     return answer
 
 
-def paced_ts(path: Path, *, rate: float = 1.0, ahead_s: float = 0.0) -> Answer:
+def paced_ts(
+    path: Path, *, ahead_s: float = 0.0, pause_s: tuple[float, float] | None = None
+) -> Answer:
     """A live MPEG-TS: the bytes of a file as they are due by the times in its packets.
 
     Args:
         path: the file.
-        rate: seconds of the medium a second.
         ahead_s: so much of it is sent at once at the beginning.
+        pause_s: (at, for): the sender stands still, and its times with it.
     """
     schedule = _schedule(path)
     data = path.read_bytes()
@@ -154,8 +160,10 @@ def paced_ts(path: Path, *, rate: float = 1.0, ahead_s: float = 0.0) -> Answer:
     def answer(visit: Visit) -> None:
         visit.head("video/mp2t")
         began, sent = time.monotonic(), 0
+        at_s, for_s = pause_s or (0.0, 0.0)
         for due_s, end in schedule:
-            if not visit.hold(max(0.0, began + (due_s - ahead_s) / rate - time.monotonic())):
+            late_s = for_s if due_s >= at_s else 0.0
+            if not visit.hold(max(0.0, began + due_s + late_s - ahead_s - time.monotonic())):
                 return
             visit.send(data[sent:end])
             sent = end
