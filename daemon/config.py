@@ -63,6 +63,8 @@ class SourceConfig(_Section):
     """Live: longest pause between attempts to reach a source; the first is a second."""
     reconnect_limit: int | None = Field(default=None, ge=0, le=1_000_000)
     """Live: attempts in a row before it is given up; 0: the first failure ends it; none: never."""
+    tls_verify: bool = True
+    """`https://`: check the server's certificate; false for a camera that made its own."""
     memory_mb: int = Field(default=2000, ge=200, le=1_000_000)
     """Addresses: most memory of the process that reads and decodes the stream."""
 

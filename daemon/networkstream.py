@@ -48,6 +48,7 @@ def open_network_stream(
         transport=config.transport,
         open_timeout_s=config.open_timeout_s,
         stall_timeout_s=config.stall_timeout_s,
+        tls_verify=config.tls_verify,
         origin_ns=clock(),
     )
     label = redacted(config.uri)

@@ -12,9 +12,11 @@ All of this may block as long as a library likes, so it runs in a process of its
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self
 
@@ -49,6 +51,12 @@ SEGMENTED: Final = ("hls", "dash")
 """Formats that come in pieces of seconds: what arrives together was not seen together."""
 ANALYSE_US: Final = 2_000_000
 """How long FFmpeg may look for tracks that were announced and never come."""
+AUTHORITIES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+)
+"""Where Debian, Red Hat and the BSDs keep whom they trust; $SSL_CERT_FILE is asked first."""
 DATAGRAM_BYTES: Final = 4_000_000
 """Wanted of the system for datagrams that wait: a large picture comes in a burst of hundreds."""
 SETTLE_NS: Final = NS_PER_S // 5
@@ -81,6 +89,7 @@ class NetworkOptions:
         transport: of RTSP: ``tcp`` loses nothing, ``udp`` waits for nothing.
         open_timeout_s: of FFmpeg's own waiting while it opens.
         stall_timeout_s: and while it reads.
+        tls_verify: whether the certificate of an ``https`` server is checked.
         origin_ns: host monotonic clock at 0 of the stream's timeline; None: the moment of opening.
     """
 
@@ -93,6 +102,7 @@ class NetworkOptions:
     transport: Transport = "tcp"
     open_timeout_s: float = 10.0
     stall_timeout_s: float = 10.0
+    tls_verify: bool = True
     origin_ns: int | None = None
 
     def to_map(self) -> dict[str, Any]:
@@ -149,6 +159,13 @@ def _open_container(options: NetworkOptions) -> InputContainer:
         "protocol_whitelist": _REACHED_BY,
     }
     scheme = options.address.partition("://")[0].lower()
+    if options.tls_verify and (authorities := _authorities()) is not None:
+        settings |= {"tls_verify": "1", "ca_file": authorities}
+    elif options.tls_verify and scheme == "https":
+        raise UnsupportedError(
+            f"{shown} cannot be checked: this system has no list of authorities; install "
+            "ca-certificates, or set source.tls_verify to false"
+        )
     if scheme in {"rtsp", "rtsps"}:
         settings |= {"rtsp_transport": options.transport, "timeout": wait_us}
         settings |= {"buffer_size": str(DATAGRAM_BYTES)} if options.transport == "udp" else {}
@@ -178,7 +195,15 @@ def _open_container(options: NetworkOptions) -> InputContainer:
     except (av.error.FFmpegError, OSError, ValueError) as error:
         is_late = time.monotonic() - began_s >= options.open_timeout_s
         why = "it did not answer in time" if is_late else reason_of(error)
+        if scheme == "https" and options.tls_verify and isinstance(error, OSError):
+            why += "; if its certificate is its own, set source.tls_verify to false"
         raise MediaError(f"{shown} cannot be opened: {why}") from None
+
+
+def _authorities() -> str | None:
+    """The system's list of certificate authorities."""
+    told = os.environ.get("SSL_CERT_FILE")
+    return next((path for path in (told, *AUTHORITIES) if path and Path(path).is_file()), None)
 
 
 def _has_end(container: InputContainer, address: str) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from itertools import pairwise
@@ -228,18 +231,15 @@ def test_what_was_sent_ahead_is_old_and_says_so(tmp_path):
     assert max(map(abs, errors.values())) < LIVE_BAR_S
 
 
-@pytest.mark.parametrize(
-    ("jump_s", "words"), [(100.0, "went from"), (-0.0, "")], ids=["forward", "none"]
-)
-def test_times_that_jump_open_an_epoch_that_keeps_sync(tmp_path, jump_s, words):
-    film = clap_ts(tmp_path / "a.ts", 5.0, jump_s=(2.5, jump_s) if jump_s else None)
+def test_times_that_jump_open_an_epoch_that_keeps_sync(tmp_path):
+    film = clap_ts(tmp_path / "a.ts", 5.0, jump_s=(2.5, 100.0))
     with WebServer(paced_ts(film)) as server, process(server.url("/a.ts")) as source:
         samples, others = live_samples(source.opened())
-    breaks = of(Discontinuity, others)
-    assert [b.epoch for b in breaks] == ([1] if words else [])
-    assert all(words in b.reason for b in breaks)
+    (broken,) = of(Discontinuity, others)
+    assert broken.epoch == 1
+    assert "went from" in broken.reason
     errors = click_after_flash_s(samples)
-    assert {epoch for epoch, _ in errors} == ({0, 1} if words else {0})
+    assert {epoch for epoch, _ in errors} == {0, 1}
     assert max(map(abs, errors.values())) < LIVE_BAR_S
     times = [sample.frame.pts_ns for sample in samples]
     assert times == sorted(set(times))
@@ -493,6 +493,25 @@ def test_a_protocol_that_this_build_lacks_is_refused_for_good():
     except MediaError:
         pytest.skip("this build of FFmpeg has SRT")
     source.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl: apt install openssl")
+def test_the_certificate_of_a_server_is_checked_unless_it_is_told_not_to(tmp_path, monkeypatch):
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    asked = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1"
+    asked += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}"
+    subprocess.run(["openssl", *asked.split()], check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    with WebServer(mjpeg(), tls=tls) as server:
+        url = server.url(scheme="https")
+        message, _ = opening_fails(url)
+        assert "source.tls_verify" in message
+        with process(url, tls_verify=False) as source:
+            assert source.opened().source_size_px == (64, 48)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with process(url) as source:
+            assert source.opened().source_size_px == (64, 48)
 
 
 def hls_server(folder: Path):

@@ -42,7 +42,14 @@ def live_samples(source, seconds: float) -> tuple[list[Sample], list, list[float
     return samples, others, ages
 
 
-@pytest.mark.parametrize(("sound", "transport"), [("aac", "tcp"), ("opus", "tcp"), ("aac", "udp")])
+@pytest.mark.parametrize(
+    ("sound", "transport"),
+    [
+        ("aac", "tcp"),
+        pytest.param("opus", "tcp", marks=pytest.mark.slow),
+        pytest.param("aac", "udp", marks=pytest.mark.slow),
+    ],
+)
 def test_flash_and_click_stay_together_through_the_server(sound, transport, record_property):
     """The whole way: encoder, wire, decoder, clock map, synchroniser; error below 40 ms."""
     with RtspServer("--audio", sound) as server, camera(server.url(), transport) as source:

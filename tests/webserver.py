@@ -6,6 +6,7 @@ import contextlib
 import io
 import socket
 import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -44,7 +45,9 @@ class Visit:
 class WebServer:
     """Answers each connection by `answer`, in a thread of its own; closes all at its end."""
 
-    def __init__(self, answer: Answer, *, reads: bool = True) -> None:
+    def __init__(
+        self, answer: Answer, *, reads: bool = True, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.answer = answer
         self.visits = 0
         self._ending = threading.Event()
@@ -68,6 +71,13 @@ class WebServer:
             allow_reuse_address = True
             daemon_threads = True
             block_on_close = False
+
+            def get_request(self) -> tuple[socket.socket, object]:
+                connection, address = super().get_request()
+                if tls is not None:
+                    connection.settimeout(5.0)
+                    connection = tls.wrap_socket(connection, server_side=True)
+                return connection, address
 
             def handle_error(self, request: object, client_address: object) -> None:
                 pass
