@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..streams.addresses import redacted, without_secrets
+
 ENV_PREFIX = "ATLASD_"
 DEFAULT_FILE = Path("config.yaml")
 SAMPLE_URI = "sample"
@@ -38,7 +40,7 @@ class SourceConfig(_Section):
     """What is watched and listened to."""
 
     uri: str = Field(default=SAMPLE_URI, min_length=1)
-    """A media file, a folder of frames with a sound, or `sample`: a clip composed on the spot."""
+    """A media file, a folder of frames, an address (rtsp://, http://, ...), or `sample`."""
     stream: StreamName = "main"
     """Name of the stream: the part of every topic after the slash."""
     pace: Literal["real", "free"] = "real"
@@ -49,6 +51,22 @@ class SourceConfig(_Section):
     """Begin again at the end, for ever, each round an epoch: to learn beside a short clip."""
     folder_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frames a second of a folder of frames without timestamps."""
+    kind: Literal["auto", "file", "live"] = "auto"
+    """Addresses: `file` has an end, `live` comes back; `auto`: web servers know which it is."""
+    transport: Literal["tcp", "udp"] = "tcp"
+    """RTSP: `tcp` loses nothing, `udp` never waits for what was lost."""
+    open_timeout_s: float = Field(default=10.0, ge=0.1, le=600)
+    """Addresses: seconds to the first picture after which an opening has failed."""
+    stall_timeout_s: float = Field(default=10.0, ge=0.1, le=600)
+    """Addresses: seconds without a picture after which the source is lost."""
+    reconnect_max_s: float = Field(default=30.0, ge=0.1, le=3600)
+    """Live: longest pause between attempts to reach a source; the first is a second."""
+    reconnect_limit: int | None = Field(default=None, ge=0, le=1_000_000)
+    """Live: attempts in a row before it is given up; 0: the first failure ends it; none: never."""
+    tls_verify: bool = True
+    """`https://`: check the server's certificate; false for a camera that made its own."""
+    memory_mb: int = Field(default=2000, ge=200, le=1_000_000)
+    """Addresses: most memory of the process that reads and decodes the stream."""
 
 
 class ModelConfig(_Section):
@@ -241,12 +259,22 @@ class Config(_Section):
                 "learner.enabled is true and intake.enabled is not: there is nothing to learn from;"
                 " set intake.enabled"
             )
+        if self.source.repeat and self.source.kind == "live":
+            raise ValueError(
+                "source.repeat is true and source.kind is live: what is live has no end to begin"
+                " again at; set one of them otherwise"
+            )
         if self.intake.enabled and self.intake.endpoint == self.publish.endpoint:
             raise ValueError(
                 f"publish.endpoint and intake.endpoint are both {self.intake.endpoint}; each needs"
                 " an address of its own"
             )
         return self
+
+
+def _uri_of(values: Mapping[str, Any]) -> str:
+    source = values.get("source")
+    return str(source.get("uri", "")) if isinstance(source, dict) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,15 +312,28 @@ def load_config(
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError("\n".join(_faults(error, places))) from None
+        faults = "\n".join(_faults(error, places))
+        raise ConfigError(without_secrets(faults, _uri_of(merged))) from None
+
+
+def public(config: Config) -> Config:
+    """The configuration without what is secret in its address, to be shown, kept and sent on."""
+    source = config.source.model_copy(update={"uri": redacted(config.source.uri)})
+    return config.model_copy(update={"source": source})
 
 
 def dump_config(config: Config) -> str:
-    """The configuration as commented YAML that `load_config` reads back equal."""
+    """The configuration as commented YAML that `load_config` reads back equal.
+
+    But for what is secret in an address: such files are shown, kept and sent to others.
+    """
     lines = ["# Each value can also be set by ATLASD_SECTION__KEY or --set section.key=value."]
-    values = config.model_dump(mode="json")
+    shown = public(config)
+    if shown != config:
+        lines.append("# What is secret in source.uri is *** here: give it by ATLASD_SOURCE__URI.")
+    values = shown.model_dump(mode="json")
     for name in Config.model_fields:
-        section: _Section = getattr(config, name)
+        section: _Section = getattr(shown, name)
         lines += ["", f"# {section.__doc__}", f"{name}:"]
         for key, field in type(section).model_fields.items():
             value = values[name][key]
@@ -316,7 +357,7 @@ def _file_layer(path: Path) -> _Layer:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        raise ConfigError(f"{path}{_spot(error)}") from None
     if root is None:
         return _Layer({}, {})
     if not isinstance(root, yaml.MappingNode):
@@ -330,6 +371,14 @@ def _file_layer(path: Path) -> _Layer:
             )
         places[key] = f"{path}:{node.start_mark.line + 1}"
     return _Layer(yaml.safe_load(text), places)
+
+
+def _spot(error: yaml.YAMLError) -> str:
+    """Where and why, without the line itself, which may hold a password."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ": not valid YAML"
+    mark = error.problem_mark
+    return f":{mark.line + 1}: not valid YAML at column {mark.column + 1}: {error.problem}"
 
 
 def _walk(
@@ -374,7 +423,7 @@ def _scalar(text: str, place: str) -> object:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"{place}: {text!r} is not a YAML value; quote it") from None
+        raise ConfigError(f"{place} is not a YAML value; quote it") from None
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -309,10 +309,10 @@ class Event(Checked):
     Attributes:
         kind: a short stable name; readers ignore those that they do not know. ``epoch`` a
             discontinuity, ``eos`` the end of the stream, ``goodbye`` the daemon leaves,
-            ``reconnect``, ``model_swap``, ``trouble`` damage in the medium,
-            ``failed`` the stream ended by a failure, ``subscriber_stalled`` masks go
-            on without one that stopped reading. Of the learner: ``batch_refused``, ``checkpoint``,
-            ``rollback``, ``learner_resumed``, ``learner_halted``, ``learner_died``,
+            ``reconnect`` a live source is lost or not there yet, ``model_swap``, ``trouble``
+            damage in the medium, ``failed`` the stream ended by a failure, ``subscriber_stalled``
+            masks go on without one that stopped reading. Of the learner: ``batch_refused``,
+            ``checkpoint``, ``rollback``, ``learner_resumed``, ``learner_halted``, ``learner_died``,
             ``weights_refused``.
         epoch: epoch of the stream at that moment.
         pts_ns: where on the stream's timeline, None where nowhere.

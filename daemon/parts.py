@@ -14,9 +14,10 @@ from ..model.checkpoints import tensors_of
 from ..model.network import Network
 from ..model.presets import WeightsError, build, load, shipped
 from ..model.pretrained import tensor_hash
+from ..streams.addresses import is_address
 from ..streams.files import open_source
 from ..streams.repeated import RepeatedSource
-from ..streams.sources import Source
+from ..streams.sources import MediaError, Source
 from .config import Config
 from .devicetoken import FrameToken
 from .engine import Engine, TorchEngine, resolved_device
@@ -24,6 +25,7 @@ from .intake import Intake
 from .labeldesk import LabelDesk, LabelRules
 from .labels import Answer
 from .learnstore import LearnStore
+from .networkstream import open_network_stream
 from .orders import Order
 from .pipeline import PipelineOptions
 from .places import learned_folder, make_private, spool_folder
@@ -146,15 +148,29 @@ def open_stream(
     Raises:
         MediaError: it cannot be opened.
     """
+    source, size_px = config.source, (engine.image_px, engine.image_px)
+    if source.kind == "live" and not is_address(source.uri):
+        raise MediaError(
+            f"{source.uri} is no address, and source.kind is live: leave it at auto, and to drop "
+            "what is late of a file set source.policy to live"
+        )
 
     def opened() -> Source:
+        if is_address(source.uri):
+            return open_network_stream(
+                source.model_copy(update={"repeat": repeat}),
+                image_size_px=size_px,
+                sample_rate_hz=engine.sample_rate_hz,
+                keep_full=keep_full,
+                clock=clock,
+            )
         return open_source(
-            config.source.uri,
-            stream=config.source.stream,
-            image_size_px=(engine.image_px, engine.image_px),
+            source.uri,
+            stream=source.stream,
+            image_size_px=size_px,
             keep_full=keep_full,
             sample_rate_hz=engine.sample_rate_hz,
-            fps=config.source.folder_fps,
+            fps=source.folder_fps,
             clock=clock,
         )
 

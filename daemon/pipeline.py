@@ -65,7 +65,8 @@ class Result:
             moment the frame was due, as if a camera had given it.
         prediction: the engine's answer.
         latency_ms: milliseconds in each of `STAGES`. ``decode`` is the time the source spent since
-            the frame before; ``pre``, ``infer`` and ``post`` are the whole batch's.
+            the frame before; of a live source all that lies between the moment of capture and it.
+            ``pre``, ``infer`` and ``post`` are the whole batch's.
         seq: results of this pipeline before this one.
         drops: samples dropped so far, by reason.
     """
@@ -293,6 +294,8 @@ class Pipeline:
             else:
                 outputs = self._synchroniser.push(event)
             if isinstance(event, VideoFrame):
+                if self._source.kind == "live":  # it waits for the world, which is no work
+                    spent_ns = max(0, self._clock() - event.capture_ns)
                 self._decode_ms.append((event.index, spent_ns / 1e6))
                 spent_ns = 0
             for output in outputs:
@@ -308,14 +311,15 @@ class Pipeline:
             return True
         frame = output.frame
         ready_ns = self._clock()
+        decode_ms = self._decoding_ms(frame.index)
         sync_wait_ms = (ready_ns - frame.capture_ns) / 1e6
+        if self._source.kind == "live":
+            sync_wait_ms = max(0.0, sync_wait_ms - decode_ms)
         if not self._pacer.wait_until_due(frame.pts_ns, frame.epoch):
             return False
         if self._is_paced:
             output = replace(output, frame=replace(frame, capture_ns=self._clock()))
-        captured = _Captured(
-            output, self._decoding_ms(frame.index), sync_wait_ms, queued_ns=self._clock()
-        )
+        captured = _Captured(output, decode_ms, sync_wait_ms, queued_ns=self._clock())
         self._mailbox.put(captured, output.frame.capture_ns)
         return True
 

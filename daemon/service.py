@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from ..model.presets import WeightsError
+from ..streams.addresses import redacted
 from ..streams.sources import Discontinuity, MediaError, Source, Trouble
 from .config import Config, dump_config
 from .endpoints import EndpointError
@@ -112,6 +113,9 @@ class Service:
         self._latencies = Latencies()
         self._counts = _Counts()
         self._report_due_ns = 0
+        self._size_px = source.source_size_px
+        self._has_audio = source.has_audio
+        self._lost = ""
         publish = config.publish
         self._bus = Publisher(
             publish.endpoint,
@@ -245,6 +249,15 @@ class Service:
                 self._counts.epochs += 1
                 _log.warning("epoch %d begins: %s", item.epoch, item.reason)
                 self._bus.publish(self._event("epoch", epoch=item.epoch, detail=item.reason))
+                if item.has_audio is not None:
+                    self._lost = ""
+                    self._introduce(self._size_px, has_audio=item.has_audio)
+            case Trouble(kind="reconnect"):
+                _log.warning("%s", item.detail)
+                self._lost = f"lost: {item.detail[:_DETAIL_CHARACTERS]}; "
+                self._counts.troubles[item.kind] = item.count
+                data = {"count": item.count}
+                self._bus.publish(self._event("reconnect", detail=item.detail, data=data))
             case Trouble():
                 if item.kind not in self._counts.troubles:
                     _log.warning(
@@ -259,8 +272,15 @@ class Service:
             case Ended():
                 pass
 
+    def _introduce(self, size_px: tuple[int, int], *, has_audio: bool) -> None:
+        """Say hello again where the stream is another than it was."""
+        if (size_px, has_audio) != (self._size_px, self._has_audio):
+            self._size_px, self._has_audio = size_px, has_audio
+            self._bus.publish(self._hello())
+
     def _publish_mask(self, result: Result) -> None:
         publish = self._config.publish
+        self._introduce(result.sample.frame.source_size_px, has_audio=self._has_audio)
         if self._ring is not None:
             self._ring.add(result.sample)
         message = mask_message(result, publish.encoding, publish.threshold)
@@ -285,7 +305,8 @@ class Service:
         told = "unknown" if memory is None else f"{memory:.0f} MB"
         self._bus.report(
             self._stream,
-            detail=f"queue {self._pipeline.queued}/{self._config.queue.capacity}, memory {told}",
+            detail=f"{self._lost}queue {self._pipeline.queued}/{self._config.queue.capacity}, "
+            f"memory {told}",
             drops=self._pipeline.drops,
             lat_ms={f"{s}_{p}": ms for s, values in recent.items() for p, ms in values.items()},
             intake=None if self._intake is None else self._intake.info(),
@@ -311,9 +332,9 @@ class Service:
         return Hello(
             stream=self._stream,
             source=source.kind,
-            frame_size=source.source_size_px,
+            frame_size=self._size_px if all(self._size_px) else None,
             fps=source.fps,
-            has_audio=source.has_audio,
+            has_audio=self._has_audio,
             mask_shape=(engine.image_px, engine.image_px),
             enc=publish.encoding,
             threshold=publish.threshold,
@@ -341,14 +362,13 @@ class Service:
 
     def _say_started(self) -> None:
         source, engine = self._source, self._engine
-        width, height = source.source_size_px
+        width, height = self._size_px
+        sound = "with sound" if self._has_audio else "without sound"
+        fps = f"{source.fps:.2f}" if source.fps else "unknown"
         _log.info(
-            "%s: %d x %d, %s fps, %s; %s %s; masks at %s, policy %s",
-            self._config.source.uri,
-            width,
-            height,
-            f"{source.fps:.2f}" if source.fps else "unknown",
-            "with sound" if source.has_audio else "without sound",
+            "%s: %s; %s %s; masks at %s, policy %s",
+            redacted(self._config.source.uri),
+            f"{width} x {height}, {fps} fps, {sound}" if width else "not reached yet",
             engine.preset,
             engine.version,
             self._bus.endpoint,
@@ -372,7 +392,7 @@ class Service:
         stats, ladder = self._bus.stats(), self._ladder_info()
         summary = {
             "version": installed_version("atlasd"),
-            "source": self._config.source.uri,
+            "source": redacted(self._config.source.uri),
             "ending": ending,
             "model": {"preset": self._engine.preset, "version": self._engine.version},
             "masks": counts.masks,

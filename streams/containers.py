@@ -74,7 +74,11 @@ def _has_decoder(stream: Stream) -> bool:
 
 
 def decode(
-    container: InputContainer, video: VideoStream | None, audio: AudioStream | None
+    container: InputContainer,
+    video: VideoStream | None,
+    audio: AudioStream | None,
+    *,
+    ended_by: tuple[type[Exception], ...] = (),
 ) -> Generator[Decoded, None, None]:
     """Decode to the end, in the container's order.
 
@@ -82,9 +86,13 @@ def decode(
         container: an open container.
         video: its stream of pictures that is wanted, if any.
         audio: its stream of sound that is wanted, if any.
+        ended_by: errors after which there is nothing to read; after others it is tried again.
 
     Yields:
         Decoded pictures and sound, and what could not be read and was skipped.
+
+    Raises:
+        Exception: one of ``ended_by``.
     """
     streams = [stream for stream in (video, audio) if stream is not None]
     errors = 0
@@ -94,8 +102,10 @@ def decode(
                 errors = 0
                 yield from _decode_packet(packet)
         except av.error.FFmpegError as error:
+            if isinstance(error, ended_by):
+                raise
             errors += 1
-            yield Damage("corrupt_packet", f"the container could not be read: {error}")
+            yield Damage("corrupt_packet", f"the container could not be read: {error.strerror}")
         else:
             return
     yield Damage("truncated", f"{MAX_READ_ERRORS} read errors in a row; the rest is lost")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
-from .clips import VideoFrame
-from .sources import Discontinuity, MediaError, Source, SourceEvent, SourceKind, Trouble
+from .numbering import Numbering
+from .sources import Discontinuity, MediaError, Source, SourceEvent, SourceKind
 
 
 class RepeatedSource:
@@ -38,27 +37,17 @@ class RepeatedSource:
         self._is_closed = False
 
     def __iter__(self) -> Iterator[SourceEvent]:
-        first_epoch = first_index = 0
+        numbering = Numbering()
         while True:
-            epoch, index = first_epoch, first_index
             for event in self._source:
-                if isinstance(event, Trouble):
-                    yield event
-                    continue
-                epoch = first_epoch + event.epoch
-                if isinstance(event, VideoFrame):
-                    index = first_index + event.index + 1
-                    yield replace(event, epoch=epoch, index=index - 1)
-                else:
-                    yield replace(event, epoch=epoch)
-            if index == first_index:
+                yield numbering.renumbered(event)
+            if numbering.is_barren:
                 raise MediaError("a round of the medium held no picture; it cannot be repeated")
             self._source.close()
             if self._is_closed:
                 return
             self._source = self._open_again()
-            first_epoch, first_index = epoch + 1, index
-            yield Discontinuity(first_epoch, "the medium begins again")
+            yield Discontinuity(numbering.begin(), "the medium begins again")
 
     def close(self) -> None:
         """Free the medium; closing twice is harmless."""

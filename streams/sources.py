@@ -21,12 +21,27 @@ class MediaError(Exception):
     """Media that cannot be opened or read: what came, what is allowed, what to do."""
 
 
+class UnsupportedError(MediaError):
+    """Media that no further attempt will open: to try again is of no use."""
+
+
+class AccessError(MediaError):
+    """Media whose owner refuses: many attempts in a row may lock the account."""
+
+
 @dataclass(frozen=True, slots=True)
 class Discontinuity:
-    """The timeline broke: ``epoch`` begins here. ``reason`` says why, in words."""
+    """The timeline broke: ``epoch`` begins here.
+
+    Attributes:
+        epoch: that begins.
+        reason: why, in words.
+        has_audio: whether the stream has sound from here on; None: as before.
+    """
 
     epoch: int
     reason: str
+    has_audio: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +56,8 @@ class Trouble:
     """Something was lost or repaired, and the stream goes on.
 
     ``kind`` is a short stable name (``corrupt_packet``, ``no_pts``, ``repeated_pts``,
-    ``truncated``); ``detail`` is for people; ``count`` is how often this kind has happened in the
-    stream so far.
+    ``truncated``, ``reconnect``); ``detail`` is for people; ``count`` is how often this kind has
+    happened in the stream so far.
     """
 
     kind: str
@@ -50,7 +65,15 @@ class Trouble:
     count: int
 
 
-SourceEvent = VideoFrame | AudioChunk | Discontinuity | AudioEnded | Trouble
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Nothing has come for a moment, and the stream goes on.
+
+    A live source says so at least every 50 ms, so that its reader can look at the clock.
+    """
+
+
+SourceEvent = VideoFrame | AudioChunk | Discontinuity | AudioEnded | Trouble | Quiet
 
 
 class Source(Protocol):
@@ -60,7 +83,8 @@ class Source(Protocol):
         stream: name of the stream.
         kind: ``file`` sources may be read slower than real time, ``live`` ones may not.
         has_audio: whether a sound track exists; a stream without one is not a failure.
-        source_size_px: (width, height) of the upright picture.
+        source_size_px: (width, height) of the upright picture; (0, 0) for a live source that has
+            not been reached yet. Each picture says its own, which may change on the way.
         fps: nominal frames a second, for display and pacing only, or None where unknown.
         duration_ns: length, or None where unknown.
     """

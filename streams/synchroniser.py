@@ -12,7 +12,7 @@ import numpy as np
 
 from .audio import AudioRing, Heard
 from .clips import NS_PER_S, AudioChunk, AudioState, AudioWindow, Sample, VideoFrame
-from .sources import AudioEnded, Discontinuity, SourceEvent, Trouble
+from .sources import AudioEnded, Discontinuity, Quiet, SourceEvent, Trouble
 
 Anchor = Literal["end", "center"]
 Output = Sample | Discontinuity | Trouble
@@ -35,6 +35,7 @@ class State:
         pending: pictures that wait for sound, oldest first.
         pending_bytes: what they take.
         repeated: how often sound repeated a time that was already heard.
+        began_ns: time of the first picture of this epoch, None before it.
     """
 
     ring: AudioRing
@@ -42,6 +43,7 @@ class State:
     pending: deque[VideoFrame] = field(default_factory=deque[VideoFrame])
     pending_bytes: int = 0
     repeated: int = 0
+    began_ns: int | None = None
 
 
 class Synchroniser:
@@ -59,7 +61,9 @@ class Synchroniser:
 
     A file is decided by the order of the medium alone, so the same file gives the same samples: a
     picture waits until its sound has come or is known not to come, at most for five seconds of
-    media. A live stream waits ``audio_wait_ms`` of the clock; call `poll` while nothing arrives.
+    media. A live stream waits ``audio_wait_ms`` of the clock; call `poll`, or push its `Quiet`s,
+    while nothing arrives. Where it has given no sound for the length of a window, none is waited
+    for until it comes again: windows are ``gap`` and then ``absent``, not ``late``.
 
     Args:
         window_s: W, seconds of sound for a picture.
@@ -67,7 +71,7 @@ class Synchroniser:
         anchor: which point of the window lies at the picture.
         lag_ms: moves the window later; negative is earlier.
         audio_wait_ms: how long a live picture waits for sound after its capture.
-        has_audio: whether the source has sound.
+        has_audio: whether the source has sound; a discontinuity may say otherwise.
         live: whether `audio_wait_ms` counts.
         clock: host monotonic clock in nanoseconds, the one that stamps ``capture_ns``.
 
@@ -121,9 +125,14 @@ class Synchroniser:
                 before = self.finish()
                 self._state.ring.reset(event.epoch)
                 self._state.ended = False
+                self._state.began_ns = None
+                if event.has_audio is not None:
+                    self._has_audio = event.has_audio
                 return [*before, event]
             case Trouble():
                 return [event]
+            case Quiet():
+                return [*self._decide()]
 
     def poll(self) -> list[Sample]:
         """Samples whose sound has kept them waiting too long; for live streams."""
@@ -140,6 +149,8 @@ class Synchroniser:
         return len(self._state.pending)
 
     def _take(self, frame: VideoFrame) -> list[Sample]:
+        if self._state.began_ns is None:
+            self._state.began_ns = frame.pts_ns
         self._state.pending.append(frame)
         self._state.pending_bytes += _bytes_of(frame)
         return self._decide()
@@ -178,7 +189,7 @@ class Synchroniser:
             return AudioWindow(silence, self._rate_hz, start_ns, end_ns, "absent")
         heard = self._state.ring.window(start_ns, self._n_samples)
         missing = heard.missing_tail_samples
-        if missing and not self._state.ended:
+        if missing and not self._state.ended and not self._is_silent(frame):
             if not self._is_overdue(frame):
                 return None
             return self._late_window(heard, start_ns)
@@ -199,6 +210,13 @@ class Synchroniser:
         gap_ms = 0.0 if state == "absent" else lost * 1e3 / self._rate_hz
         end_ns = start_ns + self._length_ns
         return AudioWindow(heard.samples, self._rate_hz, start_ns, end_ns, state, gap_ms)
+
+    def _is_silent(self, frame: VideoFrame) -> bool:
+        """Whether a live stream has given no sound for the length of a window."""
+        heard_ns = self._state.ring.end_ns
+        since_ns = self._state.began_ns if heard_ns is None else heard_ns
+        is_long = since_ns is not None and frame.pts_ns - since_ns >= self._length_ns
+        return self._live and is_long
 
     def _is_overdue(self, frame: VideoFrame) -> bool:
         pending = self._state.pending

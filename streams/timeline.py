@@ -30,6 +30,8 @@ AUDIO_BACK_NS = NS_PER_S // 10
 """A jump of sound backwards beyond this may be a break; pictures: beyond two frame periods."""
 HOLD_NS, HOLD_ITEMS, HOLD_BYTES = NS_PER_S, 64, 64_000_000
 """How much of one track is held, at most, while the other has not shown what happened."""
+WAITED_NS = NS_PER_S // 2
+"""A live track that jumps forward by as much as it was silent, give or take this, has a hole."""
 TOGETHER_NS = 2 * NS_PER_S
 """Interleaved tracks of one timeline are this near to each other."""
 
@@ -44,6 +46,8 @@ class Item(Generic[T]):
         end_ns: when it ends; a picture's nominal period after its beginning.
         size: bytes that holding it costs.
         payload: what it is; never looked at.
+        arrival_ns: host monotonic clock when it came, for live streams: a jump forward during
+            which so much time went by is a hole.
     """
 
     track: Track
@@ -51,6 +55,7 @@ class Item(Generic[T]):
     end_ns: int
     size: int
     payload: T
+    arrival_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,19 @@ class _Position:
 
     last_ns: int | None = None
     end_ns: int = 0
+    arrival_ns: int | None = None
     astray: bool = False
+
+    def take(self, start_ns: int, end_ns: int, arrival_ns: int | None) -> None:
+        """An item is the newest of the track."""
+        self.last_ns, self.end_ns, self.arrival_ns = start_ns, end_ns, arrival_ns
+
+    def has_waited(self, start_ns: int, arrival_ns: int | None) -> bool:
+        """Whether the host's clock went on as far as an item's time did."""
+        if self.last_ns is None or self.arrival_ns is None or arrival_ns is None:
+            return False
+        moved_ns, waited_ns = start_ns - self.last_ns, arrival_ns - self.arrival_ns
+        return moved_ns > 0 and abs(moved_ns - waited_ns) <= WAITED_NS
 
 
 @dataclass(slots=True)
@@ -196,7 +213,7 @@ class Timeline(Generic[T]):
     def _rejoin(self, item: Item[T], *, jumped: bool) -> Iterator[Placed[T] | Break | Odd]:
         """Sound that stayed behind on the old timeline comes back by a jump, or is lost."""
         position = self._at[item.track]
-        position.last_ns, position.end_ns = item.start_ns, item.end_ns
+        position.take(item.start_ns, item.end_ns, item.arrival_ns)
         if jumped or self._is_near(item.track):
             position.astray = False
             yield from self._place(item)
@@ -205,7 +222,7 @@ class Timeline(Generic[T]):
 
     def _place(self, item: Item[T]) -> Iterator[Placed[T]]:
         position = self._at[item.track]
-        position.last_ns, position.end_ns = item.start_ns, item.end_ns
+        position.take(item.start_ns, item.end_ns, item.arrival_ns)
         yield self._placed(item, item.start_ns)
 
     def _placed(self, item: Item[T], start_ns: int) -> Placed[T]:
@@ -226,7 +243,9 @@ class Timeline(Generic[T]):
         else:
             jump_ns = item.start_ns - position.end_ns
             goes_on = -AUDIO_BACK_NS <= jump_ns <= FORWARD_NS
-        return 0 if goes_on else jump_ns
+        if goes_on or position.has_waited(item.start_ns, item.arrival_ns):
+            return 0
+        return jump_ns
 
     def _mends(self, item: Item[T], jump_ns: int) -> bool:
         """Whether a jump brings its track nearer to the other: then it is a hole, not a break."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +13,7 @@ from atlasd.daemon.memory import resident_mb
 from atlasd.daemon.pipeline import STAGES, Ended, Pipeline, PipelineOptions, Result
 from atlasd.streams.clips import AudioChunk, VideoFrame
 from atlasd.streams.files import open_source
-from atlasd.streams.sources import Discontinuity, MediaError, Trouble
+from atlasd.streams.sources import Discontinuity, MediaError, Quiet, Trouble
 from media import write_video
 from served import tiny_engine
 
@@ -165,6 +166,43 @@ def test_live_passes_over_stale_frames():
         now[0] = 200_000_000
         items = list(pipeline)
     assert items == [Ended(0, False, {"queue_full": 0, "stale": 2})]
+
+
+def test_a_live_picture_whose_sound_never_comes_is_decided_while_nothing_comes():
+    """Quiet is enough: no picture after it has to push it out."""
+
+    def quiet():
+        yield picture(0)
+        while True:
+            now[0] += 10_000_000
+            yield Quiet()
+
+    now = [0]
+    source = ScriptedSource(quiet(), kind="live")
+    source.has_audio = True
+    options = PipelineOptions(audio_wait_ms=80, max_age_ms=60_000)
+    with Pipeline(source, EchoEngine(), options, clock=lambda: now[0]) as pipeline:
+        result = pipeline.take(10)
+        assert isinstance(result, Result)
+        assert result.sample.window.state == "late"
+
+
+def test_stop_ends_a_live_source_that_is_quiet():
+    source = ScriptedSource(itertools.repeat(Quiet()), kind="live")
+    with Pipeline(source, EchoEngine()) as pipeline:
+        assert pipeline.take(0.01) is None
+        pipeline.stop()
+        assert pipeline.take(10) == Ended(0, True, {"queue_full": 0, "stale": 0})
+    assert source.closed
+
+
+def test_the_decoding_of_a_live_picture_is_all_since_its_capture():
+    now = [100_000_000]
+    source = ScriptedSource([picture(0)], kind="live")
+    options = PipelineOptions(max_age_ms=60_000)
+    with Pipeline(source, EchoEngine(), options, clock=lambda: now[0]) as pipeline:
+        result = pipeline.take(10)
+    assert (result.latency_ms["decode"], result.latency_ms["sync_wait"]) == (100.0, 0.0)
 
 
 def test_stop_finishes_what_was_captured():

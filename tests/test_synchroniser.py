@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from atlasd.streams import synchroniser as module
 from atlasd.streams.clips import NS_PER_S, AudioChunk, Sample, VideoFrame
-from atlasd.streams.sources import AudioEnded, Discontinuity, Trouble
+from atlasd.streams.sources import AudioEnded, Discontinuity, Quiet, Trouble
 from atlasd.streams.synchroniser import Synchroniser
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -204,3 +204,67 @@ def test_a_window_is_rounded_to_whole_samples():
     assert isinstance(sample, Sample)
     assert sample.window.samples.size == 42336
     assert sample.window.end_ns == 2 * NS_PER_S
+
+
+class Live:
+    """A synchroniser of a live stream, and a clock that stands at the time of its events."""
+
+    def __init__(self, has_audio=True, **how):
+        self.now_ns = 0
+        how = {"audio_wait_ms": 20.0, **how}
+        self.synchroniser = Synchroniser(
+            0.1, RATE, has_audio=has_audio, live=True, clock=lambda: self.now_ns, **how
+        )
+
+    def push(self, event, now_ms) -> list[tuple[int, str]]:
+        """(time in ms, state) of the samples that an event at a moment decides."""
+        self.now_ns = now_ms * MS
+        out = self.synchroniser.push(event)
+        return [(o.frame.pts_ns // MS, o.window.state) for o in out if isinstance(o, Sample)]
+
+
+def test_quiet_decides_a_live_picture_whose_sound_is_late():
+    live = Live()
+    live.push(sound(0, 100), 100)
+    assert live.push(frame(120, capture_ns=120 * MS), 120) == []
+    assert live.push(Quiet(), 139) == []
+    assert live.push(Quiet(), 140) == [(120, "late")]
+
+
+def test_sound_that_vanishes_is_late_then_a_gap_then_absent_and_comes_back():
+    """Once none came for a window's length, none is waited for: masks stay fresh."""
+    live = Live()
+    live.push(sound(0, 100), 100)
+    seen = []
+    for at in range(120, 400, 40):
+        seen += live.push(frame(at, capture_ns=at * MS), at)
+        seen += live.push(Quiet(), at + 20)
+    assert seen[0] == (120, "late")
+    assert {state for at, state in seen if at >= 200} == {"absent"}
+    assert live.push(frame(440, capture_ns=440 * MS), 440) == [(440, "absent")]
+    live.push(sound(400, 500), 500)
+    assert live.push(frame(480, capture_ns=480 * MS), 500) == [(480, "gap")]
+    live.push(sound(500, 600), 600)
+    assert live.push(frame(590, capture_ns=590 * MS), 600) == [(590, "ok")]
+
+
+def test_a_track_of_sound_that_never_speaks_is_absent_after_a_window():
+    live = Live()
+    seen = []
+    for at in range(0, 200, 40):
+        seen += live.push(frame(at, capture_ns=at * MS), at)
+        seen += live.push(Quiet(), at + 20)
+    assert seen == [(0, "late"), (40, "late"), (80, "late"), (120, "absent"), (160, "absent")]
+
+
+def test_a_discontinuity_may_bring_or_take_the_sound():
+    live = Live(has_audio=False)
+    assert live.push(frame(0), 0) == [(0, "absent")]
+    live.push(Discontinuity(1, "back", has_audio=True), 0)
+    live.push(sound(0, 200, epoch=1), 200)
+    assert live.push(frame(150, epoch=1), 200) == [(150, "ok")]
+    live.push(Discontinuity(2, "jump"), 200)
+    live.push(sound(0, 200, epoch=2), 200)
+    assert live.push(frame(150, epoch=2), 200) == [(150, "ok")]
+    live.push(Discontinuity(3, "back", has_audio=False), 200)
+    assert live.push(frame(150, epoch=3), 200) == [(150, "absent")]

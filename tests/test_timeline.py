@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from atlasd.streams.clips import NS_PER_S
 from atlasd.streams.timeline import HOLD_ITEMS, Break, Item, Odd, Placed, Timeline
 
@@ -160,3 +162,28 @@ def test_what_is_held_at_the_end_comes_out():
         items = [*interleaved(10, 11), *jumped]
         assert len(placed(run(items))) == len(items)
     assert run([]) == []
+
+
+def live(items, arrivals_s) -> list[Item[str]]:
+    pairs = zip(items, arrivals_s, strict=True)
+    return [dataclasses.replace(item, arrival_ns=round(at * NS_PER_S)) for item, at in pairs]
+
+
+def test_a_live_jump_that_took_its_time_is_a_hole():
+    """The network was down for five seconds: times and the host's clock went on alike."""
+    times = [0.0, 0.04, 0.08, 5.12, 5.16]
+    out = run(live([video(t) for t in times], [t + 100.3 for t in times]), ("video",))
+    assert [p.start_ns for p in placed(out)] == [round(t * NS_PER_S) for t in times]
+    assert not [x for x in out if isinstance(x, Break)]
+
+
+def test_a_live_jump_that_took_no_time_is_a_break():
+    """The sender's times were set: five seconds of them passed in forty milliseconds."""
+    times = [0.0, 0.04, 0.08, 5.12, 5.16]
+    out = run(live([video(t) for t in times], [100 + i * 0.04 for i in range(5)]), ("video",))
+    assert [b.epoch for b in out if isinstance(b, Break)] == [1]
+
+
+def test_a_live_jump_backwards_is_a_break_however_long_it_took():
+    out = run(live([video(9.0), video(9.04), video(0.0)], [100.0, 100.04, 109.0]), ("video",))
+    assert [b.epoch for b in out if isinstance(b, Break)] == [1]

@@ -104,7 +104,10 @@ def _set(key: str, value: object) -> list[str]:
 def run(
     uri: Annotated[
         str | None,
-        typer.Argument(help="A media file or a folder of frames; default: `source.uri`."),
+        typer.Argument(
+            help="A media file, a folder of frames, or an address as in rtsp://HOST/PATH; default: "
+            "`source.uri`. Addresses with a password: by ATLASD_SOURCE__URI, others can't read it."
+        ),
     ] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,

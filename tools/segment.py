@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from ..daemon.config import Config
+from ..daemon.config import Config, public
 from ..daemon.latency import Latencies
 from ..daemon.parts import build_engine, open_stream, pipeline_options
 from ..daemon.pipeline import STAGES, Ended, Pipeline, Result
@@ -104,7 +104,7 @@ def segment(
                 "threads": engine.threads,
                 **counts,
                 "latency_ms": writer.latencies.percentiles(),
-                "config": config.model_dump(mode="json"),
+                "config": public(config).model_dump(mode="json"),
             }
             (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     console.print(f"{counts['frames']} frames at {counts['fps']} fps: {out / 'overlay.mp4'}")
