@@ -141,10 +141,10 @@ def _limit_mb(root: Path) -> int | None:
 
 
 def files(case: Case) -> list[Finding]:
-    """How many files may be open: each subscriber is one."""
+    """How many files a daemon may open: each subscriber is one."""
     del case
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= ENOUGH_FILES:
-        return [Finding("files", "ok", f"{soft} may be open")]
-    remedy = f"ulimit -n {ENOUGH_FILES}, or LimitNOFILE= of its service: each subscriber takes one"
-    return [Finding("files", "warn", f"only {soft} may be open", remedy)]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard >= ENOUGH_FILES:
+        return [Finding("files", "ok", f"{hard} may be open")]
+    remedy = f"at least {ENOUGH_FILES}: LimitNOFILE= of its service; each subscriber takes one"
+    return [Finding("files", "warn", f"only {hard} may be open", remedy)]
