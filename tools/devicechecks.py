@@ -17,7 +17,7 @@ _MOST_FORMATS = 64
 
 
 def cameras(case: Case) -> list[Finding]:
-    """Video4Linux's devices: their names, whether they may be opened, their formats."""
+    """OpenCV, and Video4Linux's devices: names, whether they may be opened, formats."""
     del case
     nodes = sorted(SYSTEM.glob("video*")) if SYSTEM.is_dir() else []
     if not nodes:
@@ -25,9 +25,18 @@ def cameras(case: Case) -> list[Finding]:
             "plug one in; in a container, pass it in (--device /dev/video0); files and network "
             "streams need none"
         )
-        return [Finding("cameras", "warn", "none", remedy)]
+        return [*_opencv(), Finding("cameras", "warn", "none", remedy)]
     found = [_camera(Path("/dev") / node.name, _name(node)) for node in nodes]
-    return [finding for finding in found if finding is not None]
+    return [*_opencv(), *(finding for finding in found if finding is not None)]
+
+
+def _opencv() -> list[Finding]:
+    try:
+        import cv2
+    except ImportError as error:
+        remedy = "to use a camera: apt install libgl1, or pip install opencv-python-headless"
+        return [Finding("cameras", "warn", f"OpenCV cannot be loaded: {error}", remedy)]
+    return [Finding("cameras", "ok", f"OpenCV {cv2.__version__}")]
 
 
 def _name(node: Path) -> str:
