@@ -63,7 +63,6 @@ def ages_ms(endpoint, seconds, rate_hz=SLOW_HZ):
             time.sleep(1 / rate_hz)
             mask = next(masks)
             ages.append((time.monotonic_ns() - mask.capture_ns) / 1e6)
-        assert masks.stats.lost == 0
         assert masks.stats.skipped > 2 * masks.stats.masks
     return ages
 
