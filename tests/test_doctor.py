@@ -35,8 +35,7 @@ def examined(path=None, overrides=(), **options):
 
 
 def test_a_check_that_crashes_fails_or_hangs_is_a_finding_and_the_others_go_on(monkeypatch):
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     names = ("crashing", "failing", "hanging", "chatting")
     findings, _ = examined(
         overrides=["model.preset=tiny"],
