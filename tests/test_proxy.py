@@ -82,9 +82,11 @@ def test_two_daemons_are_one_bus_and_the_death_of_one_leaves_the_other_alone():
         while seen != {"porch", "yard"}:
             seen.add(next(masks).stream)
         porch.kill()
-        after = [next(masks) for _ in range(100)]
-        assert [m.stream for m in after[20:]] == ["yard"] * 80
-        assert all(mask.gap == 0 for mask in after)
+        in_a_row = 0
+        while in_a_row < 80:
+            mask = next(masks)
+            assert mask.gap == 0
+            in_a_row = in_a_row + 1 if mask.stream == "yard" else 0
         assert set(masks.hello) == {"porch", "yard"}
 
 
@@ -94,11 +96,12 @@ def test_a_daemon_that_comes_back_is_passed_on_again(tmp_path):
         proxied(endpoint) as proxy,
         subscribe(proxy.endpoint, mode="all", timeout_s=PATIENCE_S, follow=True) as masks,
     ):
-        for _ in range(2):
-            with Feeder(endpoint, 50) as feeder:
-                assert next(masks).stream == "main"
-                feeder.kill()
-        assert masks.stats.restarts == 1
+        with Feeder(endpoint, 50) as feeder:
+            assert next(masks).stream == "main"
+            feeder.kill()
+        with Feeder(endpoint, 50):
+            while masks.stats.restarts == 0:
+                next(masks)
 
 
 def test_late_joiners_get_hello_and_status_at_once_though_the_daemon_repeats_neither(context):
