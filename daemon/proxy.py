@@ -24,6 +24,7 @@ from zmq.utils.monitor import recv_monitor_message
 from . import endpoints
 from .client import CUT_OFF_BYTES, RECEIVE_HIGH_WATER_MARK
 from .messages import LONGEST_TOPIC, MAX_MESSAGE_BYTES, TOPIC
+from .openfiles import allow_many
 from .outlet import Outlet, Subscriptions, end_context, keep_alive
 from .signals import Signals
 
@@ -45,6 +46,7 @@ class ProxyError(ValueError):
 
 def run(sources: Sequence[str], endpoint: str, *, insecure: bool = False) -> ProxyStats:
     """Serve until SIGTERM or SIGINT; arguments and errors are those of `Proxy`."""
+    allow_many()
     with Signals() as signals, Proxy(sources, endpoint, insecure=insecure) as proxy:
         signals.call(proxy.stop)
         _log.info("subscribers connect to %s; sources: %s", proxy.endpoint, ", ".join(sources))

@@ -25,6 +25,7 @@ from .intake import Intake
 from .latency import Latencies
 from .memory import resident_mb
 from .messages import Event, Hello, Mask, ModelInfo
+from .openfiles import allow_many
 from .parts import build_engine, open_intake, open_stream, pipeline_options
 from .pipeline import Ended, Item, Pipeline, Result
 from .publisher import Publisher, PublisherError
@@ -58,6 +59,7 @@ def run(config: Config, *, clock: Callable[[], int] = time.monotonic_ns) -> int:
         0 after the end or a drain, 1 where it failed while running, 2 where it could not start: no
         such medium, weights missing or wrong, an address in use.
     """
+    allow_many()
     with Signals() as signals:
         try:
             service = Service.start(config, signals, clock)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,8 +23,13 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from .lora import adapter_config, adapter_state, base_state, load_adapter_state, merged_state
-from .network import Network
 from .pretrained import TensorDict, WeightsError, check_tensors, tensor_hash
+
+if TYPE_CHECKING:
+    from .network import Network  # with it come timm and torchvision: 3 s of import
+
+SHIPPED = Path(__file__).parent / "weights"
+"""Folder of the trained weights that ship with the program, one folder a preset."""
 
 FORMAT = 1
 MANIFEST = "manifest.json"

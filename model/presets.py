@@ -14,7 +14,7 @@ from . import checkpoints
 from .atlas import Atlas, AtlasPreset
 from .audio import PANN_16K, AudioCnn, Cnn14
 from .avsbench import AvsBench, AvsBenchPreset
-from .checkpoints import Checkpoint
+from .checkpoints import SHIPPED, Checkpoint
 from .network import Network, Preset
 from .pretrained import (
     HubFile,
@@ -27,10 +27,9 @@ from .pretrained import (
 from .pyramid import GridEncoder, PyramidEncoder, pvt_v2
 from .visual import LoraSpec, VitEncoder, efficientnet_lite0, load_backbone, tiny_efficientnet
 
-__all__ = ["OPEN_AVS_CATEGORIES", "PRESETS", "Atlas", "AvsBench", "Network", "Preset"]
+__all__ = ["OPEN_AVS_CATEGORIES", "PRESETS", "SHIPPED", "Atlas", "AvsBench", "Network", "Preset"]
 __all__ += ["WeightsError", "build", "load", "shipped"]
 
-SHIPPED = Path(__file__).parent / "weights"
 BACKBONE_OPTION = "model.backbone_weights"
 AUDIO_OPTION = "model.audio_weights"
 AUDIO = "audio."

@@ -57,9 +57,10 @@ def feed(endpoint, rate_hz, policy, side, stream):
         publisher.publish(a_hello(stream))
         sys.stdout.write(f"{publisher.endpoint}\n")
         sys.stdout.flush()
-        began, seq = time.monotonic(), 0
-        while not over.wait(max(0.0, began + seq / rate_hz - time.monotonic())):
+        due, seq = time.monotonic(), 0
+        while not over.wait(max(0.0, due - time.monotonic())):
             publisher.publish(a_mask(seq, stream=stream, mask=picture, enc="prob8"))
+            due = max(due + 1 / rate_hz, time.monotonic())  # time lost is not caught up in a burst
             seq += 1
 
 

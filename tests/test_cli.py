@@ -37,6 +37,7 @@ def in_a_process(*words: str, **kwargs) -> subprocess.CompletedProcess:
         ("feed",),
         ("status",),
         ("proxy",),
+        ("doctor",),
         ("train",),
         ("importance",),
         ("evaluate",),

@@ -1,11 +1,12 @@
 """The proxy, with real daemons' buses behind it and real subscribers before it."""
 
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import zmq
@@ -81,9 +82,11 @@ def test_two_daemons_are_one_bus_and_the_death_of_one_leaves_the_other_alone():
         while seen != {"porch", "yard"}:
             seen.add(next(masks).stream)
         porch.kill()
-        after = [next(masks) for _ in range(100)]
-        assert [m.stream for m in after[20:]] == ["yard"] * 80
-        assert all(mask.gap == 0 for mask in after)
+        in_a_row = 0
+        while in_a_row < 80:
+            mask = next(masks)
+            assert mask.gap == 0
+            in_a_row = in_a_row + 1 if mask.stream == "yard" else 0
         assert set(masks.hello) == {"porch", "yard"}
 
 
@@ -93,11 +96,12 @@ def test_a_daemon_that_comes_back_is_passed_on_again(tmp_path):
         proxied(endpoint) as proxy,
         subscribe(proxy.endpoint, mode="all", timeout_s=PATIENCE_S, follow=True) as masks,
     ):
-        for _ in range(2):
-            with Feeder(endpoint, 50) as feeder:
-                assert next(masks).stream == "main"
-                feeder.kill()
-        assert masks.stats.restarts == 1
+        with Feeder(endpoint, 50) as feeder:
+            assert next(masks).stream == "main"
+            feeder.kill()
+        with Feeder(endpoint, 50):
+            while masks.stats.restarts == 0:
+                next(masks)
 
 
 def test_late_joiners_get_hello_and_status_at_once_though_the_daemon_repeats_neither(context):
@@ -246,7 +250,7 @@ def first_mask(publisher, masks):
     return seq - 1
 
 
-def crowd(feeder, proxy, context, count, masks_each):
+def crowd(proxy, context, count, masks_each):
     """Ages in ms, and losses, of `count` subscribers at once that each read so many masks."""
     sockets = [raw_subscriber(context, proxy, b"m/") for _ in range(count)]
     poller = zmq.Poller()
@@ -269,7 +273,7 @@ def crowd(feeder, proxy, context, count, masks_each):
 
 def test_thirty_subscribers_at_once_lose_nothing(context):
     with Feeder(TCP, 10) as feeder, proxied(feeder.endpoint) as proxy:
-        ages, lost = crowd(feeder, proxy.endpoint, context, 30, 5)
+        ages, lost = crowd(proxy.endpoint, context, 30, 5)
     assert lost == 0
     assert ages[len(ages) // 2] < 100
 
@@ -278,7 +282,7 @@ def test_thirty_subscribers_at_once_lose_nothing(context):
 @pytest.mark.timeout(300)
 def test_two_hundred_subscribers_at_once_at_one_mask_a_second_are_fresh(context):
     with Feeder(TCP, 1) as feeder, serving(feeder.endpoint) as (endpoint, _):
-        ages, lost = crowd(feeder, endpoint, context, 200, 30)
+        ages, lost = crowd(endpoint, context, 200, 30)
     p99 = ages[len(ages) * 99 // 100]
     sys.stdout.write(f"200 subscribers: {len(ages)} masks, p50 {ages[len(ages) // 2]:.1f} ms, ")
     sys.stdout.write(f"p99 {p99:.1f} ms, {lost} lost\n")
@@ -315,6 +319,18 @@ def test_the_command_serves_until_sigterm_and_says_what_it_did():
     assert "stream main comes from" in log
     assert "stopped by SIGTERM" in log
     assert "Traceback" not in log
+
+
+def test_the_command_serves_more_subscribers_than_files_may_be_open_at_first(context):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Feeder(TCP, 20) as feeder, ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+        try:
+            endpoint, _ = stack.enter_context(serving(feeder.endpoint))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        _, lost = crowd(endpoint, context, 100, 1)
+    assert lost == 0
 
 
 def test_addresses_that_cannot_be_joined_are_refused():
