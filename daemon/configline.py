@@ -55,7 +55,8 @@ def with_value(text: str, section: str, key: str, value: float) -> str:
     root = _mapping(yaml.compose(text, Loader=yaml.SafeLoader), "the file")
     found = _mapping(_value_of(root, section), section)
     if found is None:
-        return f"{ended}\n{section}:\n  {told}\n".lstrip("\n")
+        gap = "\n" if ended else ""
+        return f"{ended}{gap}{section}:\n  {told}\n"
     old = _value_of(found, key)
     if old is not None:
         return f"{text[: old.start_mark.index]}{value}{text[old.end_mark.index :]}"
