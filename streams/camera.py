@@ -272,8 +272,8 @@ class Camera:
         """See whether the size has changed, or the picture is black."""
         size_px = (bgr.shape[1], bgr.shape[0])
         if self.size_px == (0, 0):
-            self.size_px, self.fps = size_px, _report(self.name, capture, self._options, size_px)
-            self._light_ns = host_ns
+            self.size_px, self._light_ns = size_px, host_ns
+            self._report(capture)
         elif size_px != self.size_px:
             self._trouble("resolution_changed", f"from {self.size_px} to {size_px} pixels")
             self.size_px = size_px
@@ -282,6 +282,18 @@ class Camera:
         elif host_ns - self._light_ns > BLACK_AFTER_NS and not self._is_dark_told:
             self._is_dark_told = True
             self._trouble("black_picture", "the camera gives black pictures: is its lid closed?")
+
+    def _report(self, capture: Capture) -> None:
+        """Say what was asked and what was got; that it is another is worth a trouble."""
+        options = self._options
+        got, self.fps = _got(capture, self.size_px)
+        size = f"{options.size_px[0]} x {options.size_px[1]}" if options.size_px else "its own size"
+        rate = f"{options.fps:g} fps" if options.fps else "its own rate"
+        told = f"camera {self.name}: asked for {size} at {rate}, got {got}"
+        _log.info("%s", told)
+        slower = options.fps and self.fps and self.fps < 0.95 * options.fps
+        if options.size_px not in (None, self.size_px) or slower:
+            self._trouble("camera_format", told)
 
     def _trouble(self, kind: str, detail: str) -> None:
         with self._changed:
@@ -339,27 +351,14 @@ def _ask(capture: Capture, options: CameraOptions) -> None:
         capture.set(cv2.CAP_PROP_FPS, options.fps)
 
 
-def _report(
-    name: str, capture: Capture, options: CameraOptions, size_px: tuple[int, int]
-) -> float | None:
-    """Log what was asked and what was got; the rate that the driver declares, if it does."""
+def _got(capture: Capture, size_px: tuple[int, int]) -> tuple[str, float | None]:
+    """What a camera gives, in words, and the rate that its driver declares, if it does."""
     import cv2
 
     code = int(capture.get(cv2.CAP_PROP_FOURCC))
     letters = bytes((code >> shift) & 0xFF for shift in (0, 8, 16, 24)) if code > 0 else b""
     fourcc = letters.decode("ascii", "replace").strip("\0 ") or "unknown format"
     fps = capture.get(cv2.CAP_PROP_FPS)
-    asked = f"{options.size_px[0]} x {options.size_px[1]}" if options.size_px else "its own size"
-    rate = f"{options.fps:g} fps" if options.fps else "its own rate"
-    _log.info(
-        "camera %s: asked for %s at %s, got %d x %d at %g fps, %s",
-        name,
-        asked,
-        rate,
-        *size_px,
-        fps,
-        fourcc,
-    )
-    if options.size_px not in (None, size_px):
-        _log.warning("camera %s does not give %s; pictures are scaled as they come", name, asked)
-    return fps if 0 < fps < 1000 else None
+    declared = fps if 0 < fps < 1000 else None
+    rate = f"{declared:g} fps" if declared else "unknown rate"
+    return f"{size_px[0]} x {size_px[1]} at {rate}, {fourcc}", declared

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import itertools
 import logging
 import threading
 import time
 from collections import deque
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -20,58 +17,19 @@ from atlasd.streams.clips import VideoFrame
 from atlasd.streams.devices import DeviceOptions, DeviceSource
 from atlasd.streams.driverclock import DriverClock
 from atlasd.streams.sources import MediaError
-from PIL import Image
+from webserver import WebServer, mjpeg
 
 NS_PER_S = 1_000_000_000
 
 
-class MjpegServer:
-    """An HTTP camera: JPEGs for ever, 20 a second, each brighter than the last, in a cycle of 8."""
-
-    def __init__(self, size=(64, 48)):
-        self.stopping = threading.Event()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200)
-                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-                self.end_headers()
-                index = 0
-                while not outer.stopping.wait(0.05):
-                    buffer = io.BytesIO()
-                    shade = 40 + 25 * (index % 8)
-                    Image.new("RGB", size, (shade, shade, shade)).save(buffer, "JPEG")
-                    data = buffer.getvalue()
-                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}"
-                    try:
-                        self.wfile.write(head.encode() + b"\r\n\r\n" + data + b"\r\n")
-                    except OSError:
-                        return
-                    index += 1
-                self.close_connection = True
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/camera.mjpg"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def stop(self):
-        self.stopping.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
 @pytest.fixture
 def server():
-    server = MjpegServer()
-    yield server
-    server.stop()
+    with WebServer(mjpeg(fps=20)) as server:
+        yield server
+
+
+def gone(_visit):
+    """The camera is off: who asks is not answered."""
 
 
 def open_ffmpeg(device):
@@ -91,15 +49,14 @@ def taken(camera, done, deadline_s=15.0):
 
 def test_pictures_come_in_order_with_the_time_of_their_arrival(server):
     began_ns = time.monotonic_ns()
-    camera = Camera(server.url, open_capture=open_ffmpeg)
+    camera = Camera(server.url(), open_capture=open_ffmpeg)
     try:
         assert camera.size_px == (64, 48)
         pictures, _ = taken(camera, lambda pictures, _: len(pictures) >= 24)
     finally:
         camera.close()
-    shades = [round((int(picture.bgr.mean()) - 40) / 25) for picture in pictures]
-    steps = {(b - a) % 8 for a, b in itertools.pairwise(shades)}
-    assert steps == {1}, "every picture, in order"
+    shades = [float(picture.bgr.mean()) for picture in pictures]
+    assert np.diff(shades) == pytest.approx(3, abs=1.6), "every picture, in order"
     times_ns = [picture.host_ns for picture in pictures]
     assert times_ns == sorted(times_ns)
     assert began_ns < times_ns[0] < times_ns[-1] < time.monotonic_ns()
@@ -109,7 +66,7 @@ def test_pictures_come_in_order_with_the_time_of_their_arrival(server):
 
 def test_a_media_time_that_is_not_the_hosts_clock_is_not_believed(server):
     """FFmpeg counts from 0 at a rate of its own; only the time of the grab is true."""
-    camera = Camera(server.url, open_capture=open_ffmpeg)
+    camera = Camera(server.url(), open_capture=open_ffmpeg)
     try:
         pictures, _ = taken(camera, lambda pictures, _: len(pictures) >= 12)
     finally:
@@ -118,20 +75,21 @@ def test_a_media_time_that_is_not_the_hosts_clock_is_not_believed(server):
 
 
 def test_a_camera_that_goes_away_ends_the_source_with_an_error(server):
-    camera = Camera(server.url, CameraOptions(stall_s=1.0), open_capture=open_ffmpeg)
-    source = DeviceSource(camera, None, DeviceOptions(server.url), warm_s=0.2)
+    camera = Camera(server.url(), CameraOptions(stall_s=1.0), open_capture=open_ffmpeg)
+    source = DeviceSource(camera, None, DeviceOptions("0"), warm_s=0.2)
     with source, pytest.raises(MediaError, match="given no picture for"):
         frames = 0
         for event in source:
             frames += isinstance(event, VideoFrame)
             if frames == 5:
-                server.stopping.set()
+                server.answer = gone
+                server.cut()
     assert frames >= 5
 
 
 def test_fifty_openings_leave_no_thread_and_no_file_behind(server):
     def opened():
-        camera = Camera(server.url, open_capture=open_ffmpeg)
+        camera = Camera(server.url(), open_capture=open_ffmpeg)
         camera.take(1.0)
         camera.close()
 
@@ -314,16 +272,24 @@ def test_closing_does_not_wait_for_a_driver_that_hangs(caplog):
 
 
 @pytest.mark.parametrize(("size_px", "compressed"), [((1280, 720), True), ((640, 480), False)])
-def test_what_is_asked_and_what_is_got_is_logged(size_px, compressed, caplog):
+def test_what_is_asked_and_what_is_got_is_told(size_px, compressed, caplog):
     with caplog.at_level(logging.INFO):
         camera, script = scripted(grey(), options=CameraOptions(size_px, 60))
+    _, troubles = taken(camera, lambda _, troubles: troubles)
     camera.close()
     assert script.asked[cv2.CAP_PROP_FRAME_WIDTH] == size_px[0]
     assert script.asked[cv2.CAP_PROP_FPS] == 60
     assert (cv2.CAP_PROP_FOURCC in script.asked) == compressed
-    assert f"asked for {size_px[0]} x {size_px[1]} at 60 fps" in caplog.text
-    assert "got 64 x 48 at 30 fps, MJPG" in caplog.text
-    assert "does not give" in caplog.text
+    told = f"asked for {size_px[0]} x {size_px[1]} at 60 fps, got 64 x 48 at 30 fps, MJPG"
+    assert told in caplog.text
+    assert (troubles[0].kind, troubles[0].detail) == ("camera_format", f"camera scripted: {told}")
+
+
+def test_a_camera_that_gives_what_is_asked_is_no_trouble():
+    camera, _ = scripted(grey(), options=CameraOptions((64, 48), 30))
+    _, troubles = taken(camera, lambda pictures, _: len(pictures) > 5)
+    camera.close()
+    assert [t for t in troubles if t.kind == "camera_format"] == []
 
 
 # Stamps of drivers.

@@ -49,7 +49,7 @@ def calibrate(
         MediaError: the source failed.
         ConfigError: the configuration to write is no good one.
     """
-    console = console or Console()
+    console = console or Console(soft_wrap=True)
     with source:
         if not source.has_audio:
             raise CalibrationError(

@@ -1,0 +1,185 @@
+"""Camera and microphone through the whole way: their process, the pipeline, unplugged and back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from atlasd.daemon import devicestream
+from atlasd.daemon.config import ConfigError, SourceConfig, load_config
+from atlasd.daemon.devicestream import open_device_stream
+from atlasd.daemon.pipeline import Pipeline, PipelineOptions, Result
+from atlasd.streams.captureprocess import ProcessSource
+from atlasd.streams.sources import Discontinuity, MediaError, Trouble
+from atlasd.tools.cliconfig import source_overrides
+from served import tiny_engine
+from webserver import WebServer, mjpeg
+
+CHILD = str(Path(__file__).with_name("devicechild.py"))
+
+
+@pytest.fixture
+def server():
+    with WebServer(mjpeg(fps=20)) as server:
+        yield server
+
+
+@pytest.fixture
+def children(server, monkeypatch):
+    """Processes that were started for the stream, whose camera is the server."""
+    started = []
+
+    def start(*args, **options):
+        command = (sys.executable, CHILD, server.url())
+        started.append(ProcessSource(*args, command=command, **options))
+        return started[-1]
+
+    monkeypatch.setattr(devicestream, "ProcessSource", start)
+    return started
+
+
+def opened(**options):
+    config = SourceConfig(camera="0", stall_timeout_s=4, **options)
+    return open_device_stream(config, image_size_px=(64, 64), sample_rate_hz=32000)
+
+
+def until(items, is_it, deadline_s=60.0):
+    end = time.monotonic() + deadline_s
+    for item in items:
+        if is_it(item):
+            return item
+        assert time.monotonic() < end, f"last came {item}"
+    raise AssertionError("the stream has ended")
+
+
+def is_result(state):
+    return lambda item: isinstance(item, Result) and item.sample.window.state == state
+
+
+def is_trouble(kind):
+    return lambda item: isinstance(item, Trouble) and item.kind == kind
+
+
+def test_camera_and_microphone_become_masks_with_sound(pulse, children):
+    engine = tiny_engine()
+    options = PipelineOptions(audio_wait_ms=400)
+    with Pipeline(opened(microphone="default"), engine, options) as pipeline:
+        assert pipeline.policy == "live"
+        result = until(pipeline, is_result("ok"))
+        frame, window = result.sample.frame, result.sample.window
+        assert frame.source_size_px == (64, 48)
+        assert window.end_ns == pytest.approx(frame.pts_ns, abs=1e6)
+        assert 0 <= time.monotonic_ns() - frame.capture_ns < 2e9
+        pulse.kill()
+        until(pipeline, is_trouble("microphone_lost"))
+        absent = until(pipeline, is_result("absent"))
+        assert absent.sample.frame.epoch == 0, "the picture did not end"
+        pulse.start()
+        until(pipeline, is_trouble("microphone_back"))
+        until(pipeline, is_result("ok"))
+    assert len(children) == 1
+
+
+def test_a_microphone_that_is_not_there_is_told_with_those_that_are(children):
+    source = opened(microphone="no such thing")
+    with Pipeline(source, tiny_engine()) as pipeline:
+        lost = until(pipeline, is_trouble("microphone_lost"))
+        assert "no such thing" in lost.detail or "PortAudio" in lost.detail
+        until(pipeline, is_result("absent"))
+
+
+def test_a_camera_whose_process_dies_comes_back_as_another_epoch(children):
+    with Pipeline(opened(), tiny_engine()) as pipeline:
+        before = until(pipeline, is_result("absent"))
+        os.kill(children[0].pid, signal.SIGKILL)
+        trouble = until(pipeline, is_trouble("reconnect"))
+        assert "camera 0" in trouble.detail
+        broken = until(pipeline, lambda item: isinstance(item, Discontinuity))
+        after = until(pipeline, is_result("absent"))
+    assert (broken.epoch, after.sample.frame.epoch) == (1, 1)
+    assert after.sample.frame.pts_ns > before.sample.frame.pts_ns
+    assert after.sample.frame.index > before.sample.frame.index
+    assert len(children) == 2
+
+
+def test_a_camera_that_is_unplugged_is_awaited(server, children):
+    with Pipeline(opened(), tiny_engine()) as pipeline:
+        until(pipeline, is_result("absent"))
+        server.answer, plugged = lambda _: None, server.answer
+        server.cut()
+        trouble = until(pipeline, is_trouble("reconnect"))
+        assert "attempt 1" in trouble.detail
+        server.answer = plugged
+        until(pipeline, lambda item: isinstance(item, Discontinuity))
+        until(pipeline, is_result("absent"))
+
+
+def test_a_camera_that_is_not_there_at_the_start_is_told_and_awaited():
+    """On this machine, with the real opener: there is no such camera."""
+    source = opened(reconnect_max_s=0.2)
+    told = until(iter(source), is_trouble("reconnect"))
+    source.close()
+    assert "no camera is meant by '0'" in told.detail or Path("/dev/video0").exists()
+
+
+def test_a_camera_that_must_be_there_is_an_error(monkeypatch):
+    with pytest.raises(MediaError, match="no camera is meant by 'nowhere'"):
+        open_device_stream(
+            SourceConfig(camera="nowhere", reconnect_limit=0),
+            image_size_px=(64, 64),
+            sample_rate_hz=32000,
+        )
+
+
+def test_closing_is_prompt_and_leaves_no_process(children):
+    source = opened()
+    until(iter(source), lambda event: hasattr(event, "image"))
+    began = time.monotonic()
+    source.close()
+    assert time.monotonic() - began < 3
+    with pytest.raises(ProcessLookupError):
+        os.kill(children[0].pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"microphone": "default"}, "what is segmented is a picture"),
+        ({"camera": 0, "uri": "film.mp4"}, "only one can be watched"),
+        ({"camera": 0, "repeat": True}, "no end to begin again"),
+        ({"camera": -1}, "greater than or equal to 0"),
+        ({"camera": "''"}, "at least 1"),
+        ({"camera": 0, "camera_size_px": [1280]}, "camera_size_px"),
+        ({"camera": 0, "camera_fps": 0}, "camera_fps"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(values, message):
+    overrides = [f"source.{key}={value}" for key, value in values.items()]
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("told", "uri", "camera", "microphone"),
+    [
+        ((None, "0", "default"), "sample", "0", "default"),
+        ((None, "Webcam", None), "sample", "Webcam", "USB"),
+        (("a.mp4", None, None), "a.mp4", None, None),
+        ((None, None, None), "sample", 2, "USB"),
+    ],
+)
+def test_the_command_line_takes_the_files_place(tmp_path, told, uri, camera, microphone):
+    file = tmp_path / "config.yaml"
+    file.write_text("source:\n  camera: 2\n  microphone: USB\n")
+    source = load_config(file, overrides=source_overrides(*told)).source
+    assert (source.uri, source.camera, source.microphone) == (uri, camera, microphone)
+
+
+def test_a_label_names_devices_and_hides_passwords():
+    assert SourceConfig(camera=0).label == "camera 0, no microphone"
+    assert SourceConfig(camera=0, microphone="USB").label == "camera 0, microphone USB"
+    assert "secret" not in SourceConfig(uri="rtsp://me:secret@host/x").label
