@@ -171,16 +171,16 @@ class Microphone:
                 callback=self._callback,
                 finished_callback=self._is_finished.set,
             )
-            self._ring = CaptureRing(
-                self.rate_hz, self.channels, KEEP_S, latency_s=float(self._stream.latency)
-            )
-            self._opened_ns = time.monotonic_ns()
+        except sd.PortAudioError as error:
+            raise _refused(info, error) from None
+        latency_s = float(self._stream.latency)
+        self._ring = CaptureRing(self.rate_hz, self.channels, KEEP_S, latency_s)
+        self._opened_ns = time.monotonic_ns()
+        try:
             self._stream.start()
         except sd.PortAudioError as error:
-            raise MediaError(
-                f"microphone {info.name} cannot be opened: {error}. Close what else uses it, or "
-                "choose another (`atlasd devices` lists them)"
-            ) from None
+            self._stream.close(ignore_errors=True)
+            raise _refused(info, error) from None
         _open_streams.add(id(self))
 
     def _callback(
@@ -212,6 +212,13 @@ class Microphone:
             if id(self) in _open_streams:
                 self._stream.close(ignore_errors=True)
                 _open_streams.discard(id(self))
+
+
+def _refused(info: MicrophoneInfo, error: Exception) -> MediaError:
+    return MediaError(
+        f"microphone {info.name} cannot be opened: {error}. Close what else uses it, or choose "
+        "another (`atlasd devices` lists them)"
+    )
 
 
 def _offered(sd: ModuleType, info: MicrophoneInfo, rate_hz: int | None) -> tuple[int, int]:

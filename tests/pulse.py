@@ -90,7 +90,7 @@ class PulseAudio:
             subprocess.Popen(
                 [
                     *("pacat", "--playback", f"--device={SINK}", "--format=float32le"),
-                    *(f"--rate={rate_hz}", "--channels=1", "--latency-msec=50", str(path)),
+                    *(f"--rate={rate_hz}", "--channels=1", "--latency-msec=500", str(path)),
                 ],
                 env=os.environ | self.environ,
                 stdout=subprocess.DEVNULL,

@@ -10,15 +10,18 @@ import subprocess
 import numpy as np
 import pytest
 from atlasd.daemon.config import ConfigError, load_config
+from atlasd.streams.cameras import list_cameras
 from atlasd.streams.claps import ClapMeter
 from atlasd.streams.devices import DeviceOptions, DeviceSource
 from atlasd.streams.files import open_source
 from atlasd.tools.calibrate import CalibrationError, calibrate
 from atlasd.tools.clapclip import ClapClipError, make_clap
+from atlasd.tools.cli import app
 from atlasd.tools.devicelist import level, show_devices, show_level
 from fakedevices import FakeCamera, FakeListener, World, uniform_ms
 from media import clicks, flashes, tone, write_video
 from rich.console import Console
+from typer.testing import CliRunner
 
 
 def quiet_console():
@@ -157,3 +160,21 @@ def test_the_meter_shows_the_level_of_what_is_played(pulse, capsys):
     heard = [found["rms_dbfs"] for found in levels if found["rms_dbfs"] > -40]
     assert len(heard) >= 10
     assert np.median(heard) == pytest.approx(-9.03, abs=0.5)
+
+
+def cli(*words):
+    return CliRunner().invoke(app, words)
+
+
+def test_the_commands_do_it_from_the_command_line(tmp_path):
+    made = cli("calibrate", "--make", str(tmp_path / "clap.html"))
+    assert made.exit_code == 0, made.output
+    config = tmp_path / "config.yaml"
+    done = cli("calibrate", str(clap_file(tmp_path, 40)), "--write", str(config))
+    assert done.exit_code == 0, done.output
+    assert load_config(config).sync.lag_ms == pytest.approx(40, abs=5)
+    assert "nothing to watch" in cli("calibrate").output
+    assert json.loads(cli("devices", "--json").output)["cameras"] == [
+        {"index": info.index, "path": info.path, "name": info.name, "problem": info.problem}
+        for info in list_cameras()
+    ]

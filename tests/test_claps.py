@@ -9,6 +9,7 @@ from atlasd.streams.clips import AudioChunk, VideoFrame
 from atlasd.streams.devices import DeviceOptions, DeviceSource
 from atlasd.streams.files import open_source
 from atlasd.streams.sources import MediaError
+from atlasd.streams.synchroniser import Synchroniser
 from fakedevices import FakeCamera, FakeListener, World, uniform_ms
 from media import clicks, flashes, tone, write_video
 
@@ -108,6 +109,30 @@ def test_devices_with_skew_and_jitter_are_measured_within_10_ms(offset_ms):
     assert found.problem == ""
     half_period_ms = 1000 / 30 / 2
     assert found.offset_ms == pytest.approx(offset_ms + half_period_ms, abs=10)
+
+
+def test_the_measured_offset_as_lag_brings_each_click_to_its_flash():
+    def source():
+        world = World()
+        camera = FakeCamera(world, fps=30, jitter=uniform_ms(8), until_s=20)
+        listener = FakeListener(world, jitter=uniform_ms(8), delay_ms=130)
+        options = DeviceOptions("0", sample_rate_hz=8000)
+        return DeviceSource(camera, listener, options, clock=world.clock), world
+
+    lag_ms = measured(source()[0]).offset_ms
+    opened, world = source()
+    synchroniser = Synchroniser(
+        0.4, 8000, "center", lag_ms=lag_ms, audio_wait_ms=2000, live=True, clock=world.clock
+    )
+    away_ms = []
+    with pytest.raises(MediaError):
+        for event in opened:
+            for sample in synchroniser.push(event):
+                if sample.frame.image[0, 0, 0] == 255 and sample.window.state == "ok":
+                    away_ms.append((np.argmax(sample.window.samples) - 1600) / 8)
+    half_period_ms = 1000 / 30 / 2
+    assert len(away_ms) > 12
+    assert np.abs(np.array(away_ms) + half_period_ms).max() < 10
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ from atlasd.daemon.config import ConfigError, SourceConfig, load_config
 from atlasd.daemon.devicestream import open_device_stream
 from atlasd.daemon.pipeline import Pipeline, PipelineOptions, Result
 from atlasd.streams.captureprocess import ProcessSource
+from atlasd.streams.claps import ClapMeter
 from atlasd.streams.sources import Discontinuity, MediaError, Trouble
 from atlasd.tools.cliconfig import source_overrides
+from media import clicks
 from served import tiny_engine
-from webserver import WebServer, mjpeg
+from webserver import BOUNDARY, WebServer, jpeg, mjpeg, part
 
 CHILD = str(Path(__file__).with_name("devicechild.py"))
 
@@ -133,6 +135,40 @@ def test_a_camera_that_must_be_there_is_an_error(monkeypatch):
             image_size_px=(64, 64),
             sample_rate_hz=32000,
         )
+
+
+def flashing(begin_s, fps=25):
+    """A camera before a light that flashes at each whole second after ``begin_s``."""
+
+    def answer(visit):
+        visit.head(f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+        white, grey = (part(jpeg(shade, (160, 120))) for shade in (250, 40))
+        while True:
+            past_s = time.monotonic() - begin_s
+            visit.send(white if past_s % 1 < 1.5 / fps else grey)
+            due_s = begin_s + (int(past_s * fps) + 1) / fps
+            if not visit.hold(max(0.0, due_s - time.monotonic())):
+                return
+
+    return answer
+
+
+@pytest.mark.slow
+def test_claps_through_camera_and_microphone_agree_to_milliseconds(pulse, server, children):
+    """Where the sound lies is PulseAudio's own delay; that each clap says the same is ours."""
+    server.answer = flashing(time.monotonic())
+    pulse.play(clicks(40))
+    meter = ClapMeter(is_live=True)
+    with opened(microphone="default") as source:
+        end = time.monotonic() + 25
+        for event in source:
+            meter.push(event)
+            if time.monotonic() > end:
+                break
+    found = meter.measured()
+    assert found.problem == ""
+    assert found.claps >= 12
+    assert found.spread_ms < 8
 
 
 def test_closing_is_prompt_and_leaves_no_process(children):
