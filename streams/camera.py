@@ -148,6 +148,7 @@ class Camera:
         self._pictures: deque[Picture] = deque(maxlen=KEEP)
         self._troubles: deque[Trouble] = deque(maxlen=64)
         self._counts: Counter[str] = Counter()
+        self._told_ns: dict[str, int] = {}
         self._error: str | None = None
         self._last_ns = clock()
         self._light_ns = self._last_ns
@@ -300,8 +301,12 @@ class Camera:
             self._count(kind, detail)
 
     def _count(self, kind: str, detail: str) -> None:
+        """Count it, and tell of it once a second at most."""
         self._counts[kind] += 1
-        self._troubles.append(Trouble(kind, detail, self._counts[kind]))
+        now_ns = self._clock()
+        if now_ns - self._told_ns.get(kind, now_ns - NS_PER_S) >= NS_PER_S:
+            self._told_ns[kind] = now_ns
+            self._troubles.append(Trouble(kind, detail, self._counts[kind]))
 
     def _fail(self, error: str) -> None:
         with self._changed:
