@@ -9,7 +9,7 @@ from av.audio.frame import AudioFrame
 
 from .capturering import Block
 from .clips import NS_PER_S, AudioChunk
-from .clockmap import ClockMap
+from .clockmap import STEP_NS, ClockMap
 from .listener import Lost, Opened, Told
 from .resampler import MonoResampler, Piece
 from .sources import AudioEnded, Discontinuity, Trouble
@@ -17,6 +17,10 @@ from .sources import AudioEnded, Discontinuity, Trouble
 SETTLE_S = 2.5
 """A sound server says wrongly for a second or two how old its sound is. So the first sound is
 held for so long, and its place is taken from the last quarter."""
+
+HOLE_NS, HOLE_AFTER_NS = 30_000_000, 800_000_000
+"""Where all sound for so long is later than its count says by more than this, but less than a step
+of the clock, some was lost and nobody said so: sound servers drop what is fetched too late."""
 
 Event = AudioChunk | AudioEnded | Discontinuity | Trouble
 
@@ -75,8 +79,9 @@ class Hearing:
         self._clock = ClockMap()
         self._resampler = MonoResampler(self._rate_hz)
         self._held: list[Block] | None = []
-        self._overflows = 0
-        self._not_finite = 0
+        self._overflows = self._not_finite = self._dropped = 0
+        self._late_since_ns: int | None = None
+        self._least_late_ns = 0
 
     def _opened(self, told: Opened) -> list[Event]:
         self._begin(told.rate_hz)
@@ -98,9 +103,26 @@ class Hearing:
             self._held.append(block)
             settled = block.arrival_ns - self._held[0].arrival_ns >= self._settle_ns
             return self._release() if settled else []
+        events = self._count_dropped(block)
         if self._clock.observe(self._device_ns(block), block.host_ns):
-            return [*self._break(), *self._placed(block)]
-        return self._placed(block)
+            events += self._break()
+        return [*events, *self._placed(block)]
+
+    def _count_dropped(self, block: Block) -> list[Event]:
+        """Find samples that were lost without a word, and count them from here on."""
+        late_ns = block.host_ns - self._clock.host_ns(self._device_ns(block))
+        if not HOLE_NS < late_ns <= STEP_NS:
+            self._late_since_ns = None
+            return []
+        if self._late_since_ns is None:
+            self._late_since_ns, self._least_late_ns = block.arrival_ns, late_ns
+        self._least_late_ns = min(self._least_late_ns, late_ns)
+        if block.arrival_ns - self._late_since_ns < HOLE_AFTER_NS:
+            return []
+        self._late_since_ns = None
+        self._dropped += self._least_late_ns * self._in_rate_hz // NS_PER_S
+        lost = f"{self._least_late_ns / 1e6:.0f} ms were lost, and nobody said so"
+        return [self._trouble("microphone_hole", lost)]
 
     def _release(self) -> list[Event]:
         """Give the first sound, now that it is known where it lies."""
@@ -146,7 +168,7 @@ class Hearing:
         ]
 
     def _device_ns(self, block: Block) -> int:
-        return round(block.position * NS_PER_S / self._in_rate_hz)
+        return round((block.position + self._dropped) * NS_PER_S / self._in_rate_hz)
 
     def _trouble(self, kind: str, detail: str) -> Trouble:
         self._counts[kind] += 1
