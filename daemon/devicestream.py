@@ -13,6 +13,8 @@ from .config import SourceConfig
 
 OPEN_S = 20.0
 """A camera may take its time to open; its own deadline is a little less."""
+GRACE_S = 2.0
+"""The process says why it has no picture; only one that hangs is killed without a word."""
 
 
 def open_device_stream(
@@ -49,6 +51,7 @@ def open_device_stream(
         keep_full=keep_full,
         sample_rate_hz=sample_rate_hz,
         origin_ns=clock(),
+        stall_timeout_s=config.stall_timeout_s,
     )
 
     def start() -> ProcessSource:
@@ -57,7 +60,7 @@ def open_device_stream(
             label=config.label,
             stream=config.stream,
             open_timeout_s=max(config.open_timeout_s, OPEN_S),
-            stall_timeout_s=config.stall_timeout_s,
+            stall_timeout_s=config.stall_timeout_s + GRACE_S,
             memory_mb=config.memory_mb,
             clock=clock,
         )

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, cast
 
 import av
 
-from .camera import Camera, CameraOptions, Picture
+from .camera import STALL_S, Camera, CameraOptions, Picture
 from .clips import NS_PER_S, VideoFrame
 from .clockmap import ClockMap
 from .hearing import SETTLE_S, Hearing
@@ -43,6 +43,7 @@ class DeviceOptions:
         keep_full: also keep the unscaled picture.
         sample_rate_hz: rate of the sound that comes out.
         origin_ns: host monotonic clock at 0 of the stream's timeline; None: the moment of opening.
+        stall_timeout_s: after so long without a picture the camera is dead.
     """
 
     camera: str
@@ -55,6 +56,7 @@ class DeviceOptions:
     keep_full: bool = False
     sample_rate_hz: int = 32000
     origin_ns: int | None = None
+    stall_timeout_s: float = STALL_S
 
     def to_map(self) -> dict[str, Any]:
         """Plain values, for another process, with the kind that `live.open_live` reads."""
@@ -106,9 +108,8 @@ def open_devices(
     Raises:
         MediaError: the camera cannot be opened: what there is, and what to do.
     """
-    camera = Camera(
-        options.camera, CameraOptions(options.camera_size_px, options.camera_fps), clock=clock
-    )
+    asked = CameraOptions(options.camera_size_px, options.camera_fps, options.stall_timeout_s)
+    camera = Camera(options.camera, asked, clock=clock)
     listener = None
     if options.microphone is not None:
         wanted = options.microphone

@@ -40,7 +40,6 @@ class Hearing:
     Attributes:
         epoch: of the next chunk; whoever opens an epoch sets it.
         is_lost: whether there is no microphone at present.
-        skew_ppm: by which the host's clock is faster than the microphone's.
     """
 
     def __init__(
@@ -53,11 +52,6 @@ class Hearing:
         self._counts: Counter[str] = Counter()
         self._openings = 0
         self._begin(sample_rate_hz)
-
-    @property
-    def skew_ppm(self) -> float:
-        """Parts per million by which the host's clock is faster than the microphone's."""
-        return self._clock.skew_ppm
 
     def push(self, told: Told) -> list[Event]:
         """Take what the listener tells next.

@@ -66,16 +66,9 @@ class Listener:
         self._open = open_microphone
         self._first_sound_s, self._silence_s, self._retry_s = first_sound_s, silence_s, retry_s
         self._told: deque[Told] = deque(maxlen=KEEP)
-        self._first: Opened | Lost | None = None
-        self._answered = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="atlasd-microphone", daemon=True)
         self._thread.start()
-
-    def first(self, timeout_s: float) -> Opened | Lost:
-        """How the first opening went."""
-        self._answered.wait(timeout_s)
-        return self._first or Lost(f"the microphone did not open within {timeout_s:g} s")
 
     def take(self) -> list[Told]:
         """What has happened and was heard since the last call, in order."""
@@ -97,11 +90,11 @@ class Listener:
             except MediaError as error:
                 reason, has_sounded = str(error), False
             else:
-                self._tell(Opened(microphone.name, microphone.rate_hz))
+                self._told.append(Opened(microphone.name, microphone.rate_hz))
                 was_told = False
                 reason, has_sounded = self._listen(microphone)
             if reason and not was_told:
-                self._tell(Lost(reason))
+                self._told.append(Lost(reason))
                 was_told = True
             wait_s = self._retry_s if has_sounded else min(2 * wait_s, MAX_RETRY_S)
             self._stop.wait(wait_s)
@@ -122,9 +115,3 @@ class Listener:
         finally:
             microphone.close()
         return "", has_sounded
-
-    def _tell(self, what: Opened | Lost) -> None:
-        self._told.append(what)
-        if self._first is None:
-            self._first = what
-            self._answered.set()
