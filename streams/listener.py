@@ -17,8 +17,9 @@ FIRST_SOUND_S = 5.0
 """How long a microphone may take to give its first block; PulseAudio's take a second or two."""
 SILENCE_S = 1.0
 """A microphone that has given nothing for so long has vanished."""
-RETRY_S, MAX_RETRY_S = 0.5, 8.0
-"""How long it waits before it tries again: at first, and at most."""
+RETRY_S, MAX_RETRY_S = 0.5, 30.0
+"""How long it waits before it tries again: at first, and at most. Each look for devices costs 80 ms
+and leaks 12 KB in ALSA, and sound servers crash under many."""
 KEEP = 400
 """Blocks that wait for their consumer, six seconds; then the oldest go."""
 CLOSE_S = 2.0
@@ -52,7 +53,7 @@ class Listener:
         open_microphone: opens it; raises `MediaError` where it cannot.
         first_sound_s: how long it may take to give its first block.
         silence_s: after so long without a block it has vanished.
-        retry_s: seconds until it is tried again, doubled up to eight with each failure.
+        retry_s: seconds until it is tried again, doubled up to half a minute with each failure.
     """
 
     def __init__(

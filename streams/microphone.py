@@ -27,7 +27,6 @@ KEEP_S = 4.0
 _log = logging.getLogger(__name__)
 _portaudio = threading.Lock()
 _open_streams: set[int] = set()
-_alsa_handlers: list[object] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,15 +259,15 @@ def _rescan(sd: ModuleType) -> None:
 
 
 def _quiet_alsa() -> None:
-    """Keep ALSA from writing a page to stderr for each device that it tries in vain."""
-    if _alsa_handlers or not sys.platform.startswith("linux"):
+    """Keep ALSA from writing a page to stderr for each device that it tries in vain.
+
+    Its errors go to C's ``abs``, which does nothing with what it is given: threads of sound servers
+    call it too, and are to run no Python.
+    """
+    if not sys.platform.startswith("linux"):
         return
-    kind = ctypes.CFUNCTYPE(
-        None, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p
-    )
-    handler = kind(lambda *_: None)
     try:
-        ctypes.CDLL("libasound.so.2").snd_lib_error_set_handler(handler)
+        ignore = ctypes.cast(ctypes.CDLL(None).abs, ctypes.c_void_p)
+        ctypes.CDLL("libasound.so.2").snd_lib_error_set_handler(ignore)
     except (OSError, AttributeError):
         return
-    _alsa_handlers.append(handler)
