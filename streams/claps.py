@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -218,8 +218,7 @@ class ClapMeter:
         found = Measured(
             sight, offset_ms, spread_ms, int(agreeing.size), len(self.heard), len(seen)
         )
-        problem = _problem(found)
-        return Measured(sight, offset_ms, spread_ms, found.claps, found.heard, found.seen, problem)
+        return replace(found, problem=_problem(found))
 
 
 def _cells(grey: NDArray[np.float32]) -> NDArray[np.float32]:
