@@ -67,22 +67,28 @@ def is_trouble(kind):
 
 
 def test_camera_and_microphone_become_masks_with_sound(pulse, children):
-    engine = tiny_engine()
     options = PipelineOptions(audio_wait_ms=400)
-    with Pipeline(opened(microphone="default"), engine, options) as pipeline:
+    with Pipeline(opened(microphone="default"), tiny_engine(), options) as pipeline:
         assert pipeline.policy == "live"
         result = until(pipeline, is_result("ok"))
-        frame, window = result.sample.frame, result.sample.window
-        assert frame.source_size_px == (64, 48)
-        assert window.end_ns == pytest.approx(frame.pts_ns, abs=1e6)
-        assert 0 <= time.monotonic_ns() - frame.capture_ns < 2e9
+    frame, window = result.sample.frame, result.sample.window
+    assert frame.source_size_px == (64, 48)
+    assert window.end_ns == pytest.approx(frame.pts_ns, abs=1e6)
+    assert 0 <= time.monotonic_ns() - frame.capture_ns < 10e9
+
+
+@pytest.mark.slow
+def test_a_microphone_that_dies_and_returns_costs_no_mask_and_no_epoch(pulse, children):
+    options = PipelineOptions(audio_wait_ms=400)
+    with Pipeline(opened(microphone="default"), tiny_engine(), options) as pipeline:
+        until(pipeline, is_result("ok"))
         pulse.kill()
         until(pipeline, is_trouble("microphone_lost"))
-        absent = until(pipeline, is_result("absent"))
-        assert absent.sample.frame.epoch == 0, "the picture did not end"
+        until(pipeline, is_result("absent"))
         pulse.start()
         until(pipeline, is_trouble("microphone_back"))
-        until(pipeline, is_result("ok"))
+        again = until(pipeline, is_result("ok"))
+    assert again.sample.frame.epoch == 0
     assert len(children) == 1
 
 
