@@ -25,6 +25,8 @@ DEFAULT_FILE = Path("config.yaml")
 SAMPLE_URI = "sample"
 
 Side = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+CameraSide = Annotated[int, Field(ge=16, le=16384)]
+DeviceName = Annotated[str, Field(min_length=1, max_length=256)]
 StreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -51,6 +53,16 @@ class SourceConfig(_Section):
     """Begin again at the end, for ever, each round an epoch: to learn beside a short clip."""
     folder_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frames a second of a folder of frames without timestamps."""
+    camera: Annotated[int, Field(ge=0)] | DeviceName | None = None
+    """Instead of `uri`: a camera's number, path or part of its name (`atlasd devices`)."""
+    microphone: Annotated[int, Field(ge=0)] | DeviceName | None = None
+    """Beside a camera: `default`, a number or part of a name; none: no sound."""
+    camera_size_px: tuple[CameraSide, CameraSide] | None = None
+    """Width and height to ask the camera for, as in [1280, 720]; none: its own."""
+    camera_fps: float | None = Field(default=None, gt=0, le=1000)
+    """Frames a second to ask the camera for; none: its own."""
+    camera_latency_ms: float = Field(default=0.0, ge=-2000, le=2000)
+    """Delay from light to the camera's timestamp, where it is known; taken off capture times."""
     kind: Literal["auto", "file", "live"] = "auto"
     """Addresses: `file` has an end, `live` comes back; `auto`: web servers know which it is."""
     transport: Literal["tcp", "udp"] = "tcp"
@@ -58,7 +70,7 @@ class SourceConfig(_Section):
     open_timeout_s: float = Field(default=10.0, ge=0.1, le=600)
     """Addresses: seconds to the first picture after which an opening has failed."""
     stall_timeout_s: float = Field(default=10.0, ge=0.1, le=600)
-    """Addresses: seconds without a picture after which the source is lost."""
+    """Addresses, devices: seconds without a picture after which the source is lost."""
     reconnect_max_s: float = Field(default=30.0, ge=0.1, le=3600)
     """Live: longest pause between attempts to reach a source; the first is a second."""
     reconnect_limit: int | None = Field(default=None, ge=0, le=1_000_000)
@@ -66,7 +78,30 @@ class SourceConfig(_Section):
     tls_verify: bool = True
     """`https://`: check the server's certificate; false for a camera that made its own."""
     memory_mb: int = Field(default=2000, ge=200, le=1_000_000)
-    """Addresses: most memory of the process that reads and decodes the stream."""
+    """Addresses, devices: most memory of the process that reads and decodes the stream."""
+
+    @property
+    def label(self) -> str:
+        """What is watched, for people; without what is secret in an address."""
+        if self.camera is None:
+            return redacted(self.uri)
+        sound = "no microphone" if self.microphone is None else f"microphone {self.microphone}"
+        return f"camera {self.camera}, {sound}"
+
+    @model_validator(mode="after")
+    def _is_one_source(self) -> Self:
+        if self.microphone is not None and self.camera is None:
+            raise ValueError(
+                "microphone is set and camera is not: what is segmented is a picture, and sound"
+                " alone has none; set source.camera too"
+            )
+        if self.camera is not None and self.uri != SAMPLE_URI:
+            raise ValueError(
+                "camera and uri are both set, and only one can be watched; leave out one of them"
+            )
+        if self.camera is not None and self.repeat:
+            raise ValueError("repeat is true, and a camera has no end to begin again at")
+        return self
 
 
 class ModelConfig(_Section):
@@ -107,7 +142,7 @@ class SyncConfig(_Section):
     anchor: Literal["end", "center"] = "end"
     """Where the frame lies in its window; `end` needs no sound from the future."""
     lag_ms: float = Field(default=0.0, ge=-2000, le=2000)
-    """Shifts the window later: corrects a known offset between picture and sound."""
+    """Shifts the window later: how much later the sound is stamped (`atlasd calibrate`)."""
     audio_wait_ms: float = Field(default=80.0, ge=0, le=5000)
     """Live: how long a frame waits for the end of its window before it goes on as `late`."""
 
@@ -443,7 +478,8 @@ def _faults(error: ValidationError, places: Mapping[tuple[str, ...], str]) -> It
         if fault["type"] == "extra_forbidden":
             yield f"{place}: {name} is not known here; known: {', '.join(_known(key[:-1]))}"
         else:
-            yield f"{place}: {name}: {fault['msg']}; got {fault['input']!r}"
+            got = "" if isinstance(fault["input"], dict) else f"; got {fault['input']!r}"
+            yield f"{place}: {name}: {fault['msg']}{got}"
 
 
 def _known(section: tuple[str, ...]) -> list[str]:

@@ -18,7 +18,8 @@ from ..streams.addresses import is_address
 from ..streams.files import open_source
 from ..streams.repeated import RepeatedSource
 from ..streams.sources import MediaError, Source
-from .config import Config
+from .config import Config, SourceConfig
+from .devicestream import open_device_stream
 from .devicetoken import FrameToken
 from .engine import Engine, TorchEngine, resolved_device
 from .intake import Intake
@@ -148,33 +149,62 @@ def open_stream(
     Raises:
         MediaError: it cannot be opened.
     """
-    source, size_px = config.source, (engine.image_px, engine.image_px)
-    if source.kind == "live" and not is_address(source.uri):
-        raise MediaError(
-            f"{source.uri} is no address, and source.kind is live: leave it at auto, and to drop "
-            "what is late of a file set source.policy to live"
-        )
 
     def opened() -> Source:
-        if is_address(source.uri):
-            return open_network_stream(
-                source.model_copy(update={"repeat": repeat}),
-                image_size_px=size_px,
-                sample_rate_hz=engine.sample_rate_hz,
-                keep_full=keep_full,
-                clock=clock,
-            )
-        return open_source(
-            source.uri,
-            stream=source.stream,
-            image_size_px=size_px,
-            keep_full=keep_full,
+        return open_media(
+            config.source.model_copy(update={"repeat": repeat}),
+            image_size_px=(engine.image_px, engine.image_px),
             sample_rate_hz=engine.sample_rate_hz,
-            fps=source.folder_fps,
+            keep_full=keep_full,
             clock=clock,
         )
 
     return RepeatedSource(opened) if repeat else opened()
+
+
+def open_media(
+    source: SourceConfig,
+    *,
+    image_size_px: tuple[int, int],
+    sample_rate_hz: int,
+    keep_full: bool = False,
+    clock: Callable[[], int] = time.monotonic_ns,
+) -> Source:
+    """The configured devices, address, file or folder, once.
+
+    Args:
+        source: what is watched.
+        image_size_px: (width, height) that pictures are scaled to.
+        sample_rate_hz: rate of the sound that comes out.
+        keep_full: also keep the unscaled pictures.
+        clock: monotonic nanoseconds.
+
+    Raises:
+        MediaError: it cannot be opened.
+    """
+    if source.camera is None and not is_address(source.uri):
+        if source.kind == "live":
+            raise MediaError(
+                f"{source.uri} is no address, and source.kind is live: leave it at auto, and to "
+                "drop what is late of a file set source.policy to live"
+            )
+        return open_source(
+            source.uri,
+            stream=source.stream,
+            image_size_px=image_size_px,
+            keep_full=keep_full,
+            sample_rate_hz=sample_rate_hz,
+            fps=source.folder_fps,
+            clock=clock,
+        )
+    opener = open_network_stream if source.camera is None else open_device_stream
+    return opener(
+        source,
+        image_size_px=image_size_px,
+        sample_rate_hz=sample_rate_hz,
+        keep_full=keep_full,
+        clock=clock,
+    )
 
 
 def pipeline_options(config: Config) -> PipelineOptions:

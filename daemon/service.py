@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Self
 
 from ..model.presets import WeightsError
-from ..streams.addresses import redacted
 from ..streams.sources import Discontinuity, MediaError, Source, Trouble
 from .config import Config, dump_config
 from .endpoints import EndpointError
@@ -369,7 +368,7 @@ class Service:
         fps = f"{source.fps:.2f}" if source.fps else "unknown"
         _log.info(
             "%s: %s; %s %s; masks at %s, policy %s",
-            redacted(self._config.source.uri),
+            self._config.source.label,
             f"{width} x {height}, {fps} fps, {sound}" if width else "not reached yet",
             engine.preset,
             engine.version,
@@ -394,7 +393,7 @@ class Service:
         stats, ladder = self._bus.stats(), self._ladder_info()
         summary = {
             "version": installed_version("atlasd"),
-            "source": redacted(self._config.source.uri),
+            "source": self._config.source.label,
             "ending": ending,
             "model": {"preset": self._engine.preset, "version": self._engine.version},
             "masks": counts.masks,

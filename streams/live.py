@@ -19,7 +19,10 @@ def open_live(options: Mapping[str, Any]) -> Source:
         MediaError: it cannot be opened.
         UnsupportedError: it never will.
     """
-    kinds: dict[str, Callable[[Mapping[str, Any]], Source]] = {"network": _network}
+    kinds: dict[str, Callable[[Mapping[str, Any]], Source]] = {
+        "network": _network,
+        "devices": _devices,
+    }
     opener = kinds.get(str(options.get("kind")))
     if opener is None:
         raise UnsupportedError(
@@ -32,3 +35,9 @@ def _network(options: Mapping[str, Any]) -> Source:
     from .network import NetworkOptions, open_network
 
     return open_network(NetworkOptions.from_map(options))
+
+
+def _devices(options: Mapping[str, Any]) -> Source:
+    from .devices import DeviceOptions, open_devices
+
+    return open_devices(DeviceOptions.from_map(options))

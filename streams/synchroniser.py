@@ -159,6 +159,7 @@ class Synchroniser:
         state = self._state
         before = state.ring.repeated_samples
         state.ring.push(chunk)
+        state.ended = False  # a microphone that had vanished is back
         samples = self._decide()
         repeated = state.ring.repeated_samples - before
         if not repeated:

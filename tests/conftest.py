@@ -8,3 +8,5 @@ second with two. Torch and numpy read this when they are imported, which is afte
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
+
+pytest_plugins = ["pulse"]  # a sound server of the test's own

@@ -6,20 +6,24 @@ Nothing heavy is imported here before a command runs, so that ``--help`` answers
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from . import clilabels, clilearner, cliresearch, clisite
+from . import clidevices, clilabels, clilearner, cliresearch, clisite
+from .cliconfig import (
+    CameraOption,
+    ConfigOption,
+    MicOption,
+    SetOption,
+    load,
+    override,
+    source_overrides,
+)
 from .climeasure import bench_app, score_app
-
-if TYPE_CHECKING:
-    from ..daemon.config import Config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,18 +41,10 @@ app.add_typer(score_app, name="score")
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
 cliresearch.add_to(app)
+clidevices.add_to(app)
 clilabels.add_to(app)
 clilearner.add_to(app)
 clisite.add_to(app)
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="YAML file; default: ./config.yaml where it exists."),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting."),
-]
 
 
 def main() -> None:
@@ -84,22 +80,6 @@ def _root(
     logging.getLogger("PIL").setLevel(logging.INFO)
 
 
-def _load(path: Path | None, overrides: Sequence[str] | None) -> Config:
-    from ..daemon.config import DEFAULT_FILE, load_config
-
-    if path is None and DEFAULT_FILE.exists():
-        path = DEFAULT_FILE
-    return load_config(path, environ=os.environ, overrides=overrides or ())
-
-
-def _set(key: str, value: object) -> list[str]:
-    """An override for an option of its own, where it was given."""
-    import yaml
-
-    text = str(value) if isinstance(value, Path) else value
-    return [] if value is None else [f"{key}={yaml.safe_dump(text).splitlines()[0]}"]
-
-
 @app.command()
 def run(
     uri: Annotated[
@@ -111,6 +91,8 @@ def run(
     ] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
+    camera: CameraOption = None,
+    mic: MicOption = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Where subscribers connect, as in tcp://127.0.0.1:5557.")
     ] = None,
@@ -137,20 +119,20 @@ def run(
     from ..daemon.service import run as serve
 
     options = [
-        *_set("source.uri", uri),
-        *_set("publish.endpoint", endpoint),
-        *_set("source.pace", pace),
-        *_set("source.repeat", repeat or None),
-        *_set("run.out", out),
-        *_set("intake.enabled", learn or intake),
-        *_set("learner.enabled", learn or None),
+        *source_overrides(uri, camera, mic),
+        *override("publish.endpoint", endpoint),
+        *override("source.pace", pace),
+        *override("source.repeat", repeat or None),
+        *override("run.out", out),
+        *override("intake.enabled", learn or intake),
+        *override("learner.enabled", learn or None),
     ]
-    resolved = _load(config, [*(overrides or ()), *options])
-    if resolved.source.uri == SAMPLE_URI:
+    resolved = load(config, [*(overrides or ()), *options])
+    if resolved.source.uri == SAMPLE_URI and resolved.source.camera is None:
         from .demo import sample_video
 
-        options += _set("source.uri", sample_video())
-        resolved = _load(config, [*(overrides or ()), *options])
+        options += override("source.uri", sample_video())
+        resolved = load(config, [*(overrides or ()), *options])
     raise typer.Exit(serve(resolved))
 
 
@@ -164,7 +146,7 @@ def segment(
     """Segment a whole file: overlay video with sound, masks, table, contact sheet, summary."""
     from .segment import segment as segment_file
 
-    segment_file(file, out, _load(config, overrides))
+    segment_file(file, out, load(config, overrides))
 
 
 @app.command()
@@ -256,7 +238,7 @@ def config_check(
     """Check a configuration; each fault is told with its line."""
     from ..daemon.config import DEFAULT_FILE
 
-    _load(path or DEFAULT_FILE, overrides)
+    load(path or DEFAULT_FILE, overrides)
     typer.echo(f"{path or DEFAULT_FILE}: good")
 
 
@@ -265,7 +247,7 @@ def config_show(config: ConfigOption = None, overrides: SetOption = None) -> Non
     """Print the resolved configuration as commented YAML."""
     from ..daemon.config import dump_config
 
-    typer.echo(dump_config(_load(config, overrides)), nl=False)
+    typer.echo(dump_config(load(config, overrides)), nl=False)
 
 
 @config_app.command("schema")

@@ -116,7 +116,15 @@ def _offline(config: Config, file: Path) -> Config:
 
     Nobody waits for the masks, so there is no deadline: every frame is seen at the full size.
     """
-    source = config.source.model_copy(update={"uri": str(file), "pace": "free", "policy": "wait"})
+    source = config.source.model_copy(
+        update={
+            "uri": str(file),
+            "camera": None,
+            "microphone": None,
+            "pace": "free",
+            "policy": "wait",
+        }
+    )
     capacity = max(_CAPACITY, config.model.batch)
     queue = config.queue.model_copy(update={"capacity": capacity})
     model = config.model.model_copy(update={"deadline_ms": None})

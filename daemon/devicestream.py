@@ -1,0 +1,74 @@
+"""The configured camera and microphone, opened: in a process of their own, and found again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..streams.captureprocess import ProcessSource
+from ..streams.devices import DeviceOptions
+from ..streams.reconnecting import ReconnectingSource
+from ..streams.sources import Source
+from .config import SourceConfig
+
+OPEN_S = 20.0
+"""A camera may take its time to open; its own deadline is a little less."""
+GRACE_S = 2.0
+"""The process says why it has no picture; only one that hangs is killed without a word."""
+
+
+def open_device_stream(
+    config: SourceConfig,
+    *,
+    image_size_px: tuple[int, int],
+    sample_rate_hz: int,
+    keep_full: bool = False,
+    clock: Callable[[], int] = time.monotonic_ns,
+) -> Source:
+    """Open ``config.camera`` and, where one is named, ``config.microphone``.
+
+    A camera that is not there yet is no error, but a `Trouble` at once and another attempt: a
+    daemon that starts with its machine waits for a camera that is plugged in later.
+
+    Args:
+        config: what is watched; ``config.camera`` is set.
+        image_size_px: (width, height) that pictures are scaled to.
+        sample_rate_hz: rate of the sound that comes out.
+        keep_full: also keep the unscaled pictures.
+        clock: host monotonic clock in nanoseconds.
+
+    Raises:
+        MediaError: it cannot be opened, and ``config.reconnect_limit`` is 0.
+    """
+    options = DeviceOptions(
+        str(config.camera),
+        None if config.microphone is None else str(config.microphone),
+        camera_size_px=config.camera_size_px,
+        camera_fps=config.camera_fps,
+        camera_latency_ms=config.camera_latency_ms,
+        stream=config.stream,
+        image_size_px=image_size_px,
+        keep_full=keep_full,
+        sample_rate_hz=sample_rate_hz,
+        origin_ns=clock(),
+        stall_timeout_s=config.stall_timeout_s,
+    )
+
+    def start() -> ProcessSource:
+        return ProcessSource(
+            options.to_map(),
+            label=config.label,
+            stream=config.stream,
+            open_timeout_s=max(config.open_timeout_s, OPEN_S),
+            stall_timeout_s=config.stall_timeout_s + GRACE_S,
+            memory_mb=config.memory_mb,
+            clock=clock,
+        )
+
+    return ReconnectingSource(
+        start,
+        label=config.label,
+        longest_s=config.reconnect_max_s,
+        limit=config.reconnect_limit,
+        clock=clock,
+    )
