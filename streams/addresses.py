@@ -14,6 +14,7 @@ HIDDEN = "***"
 _MAX_CHARACTERS = 4096
 _SHORTEST = 3
 """A secret of fewer characters is not looked for in prose: it would be found in every word."""
+_NAME = re.compile(r"[\w.\-\[\]]{1,40}\Z")
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -67,8 +68,15 @@ def redacted(address: str) -> str:
         return f"{scheme}://{HIDDEN}"
     if "@" in host:
         host = f"{HIDDEN}@{host.rpartition('@')[2]}"
-    shown = re.sub(r"=[^&;#]*", f"={HIDDEN}", query) if "=" in query else HIDDEN
-    return f"{scheme}://{host}{path}{mark}{shown if mark else ''}"
+    return f"{scheme}://{host}{path}{_shown_query(mark, query)}"
+
+
+def _shown_query(mark: str, query: str) -> str:
+    """The names in a query, without values; what has no name, and a fragment, is hidden whole."""
+    asked, hash_, _ = query.partition("#") if mark == "?" else ("", mark, query)
+    parts = [part.partition("=") for part in asked.split("&")] if mark == "?" else []
+    names = [f"{name}={HIDDEN}" if is_ and _NAME.match(name) else HIDDEN for name, is_, _ in parts]
+    return f"{'?' if mark == '?' else ''}{'&'.join(names)}{f'#{HIDDEN}' if hash_ else ''}"
 
 
 def without_secrets(text: str, address: str) -> str:
@@ -89,7 +97,9 @@ def without_secrets(text: str, address: str) -> str:
 def _secrets(address: str) -> set[str]:
     rest = address.partition("://")[2]
     query = _split(rest)[3]
-    found = {part.partition("=")[2] or part for part in re.split(r"[&;#]", query)}
+    found = {query}
+    for separators in ("[&#]", "[&;#]"):
+        found |= {part.partition("=")[2] or part for part in re.split(separators, query)}
     if "@" in rest:
         account = rest.rpartition("@")[0]
         user, _, password = account.partition(":")
