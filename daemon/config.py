@@ -150,8 +150,8 @@ class SyncConfig(_Section):
 class QueueConfig(_Section):
     """What lies between capture and network."""
 
-    capacity: int = Field(default=32, ge=1, le=4096)
-    """Samples that may wait; at the limit `wait` holds the source, `live` drops the oldest."""
+    capacity: int | None = Field(default=None, ge=1, le=4096)
+    """Samples that may wait; full, `wait` holds the source, `live` drops; none: 32, live 2."""
     max_age_ms: float = Field(default=500.0, gt=0, le=60_000)
     """Live: a sample older than this is dropped, and counted."""
 
@@ -279,7 +279,7 @@ class Config(_Section):
                 f"model.batch is {self.model.batch} and source.policy is live: a live stream is"
                 " answered frame by frame; set model.batch to 1 or source.policy to wait"
             )
-        if self.model.batch > self.queue.capacity:
+        if self.queue.capacity is not None and self.model.batch > self.queue.capacity:
             raise ValueError(
                 f"model.batch is {self.model.batch} but queue.capacity only {self.queue.capacity};"
                 " a batch must fit into the queue"

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal, Self
@@ -28,6 +28,9 @@ from .engine import Engine, Prediction
 
 Policy = Literal["auto", "wait", "live"]
 
+WAITING: Mapping[Literal["wait", "live"], int] = {"wait": 32, "live": 2}
+"""Samples that may wait, by policy, where nobody says. A live queue smooths what sound lets go
+together; what is longer only makes masks older, and no more of them."""
 STAGES = ("decode", "sync_wait", "queue", "pre", "infer", "post")
 """Keys of `Result.latency_ms`, in the order in which a frame passes them."""
 
@@ -40,7 +43,7 @@ class PipelineOptions:
         policy: ``wait`` holds the source at a full queue, ``live`` drops the oldest sample;
             ``auto`` waits for files and is live otherwise.
         pace: ``real`` gives each frame of a file when it is due, ``free`` as fast as it is taken.
-        capacity: samples that may wait for the engine.
+        capacity: samples that may wait for the engine; None: `WAITING`, or a batch if that is more.
         max_age_ms: live: a sample older than this is dropped.
         anchor: where the frame lies in its window of sound.
         lag_ms: shifts the window later.
@@ -49,7 +52,7 @@ class PipelineOptions:
 
     policy: Policy = "auto"
     pace: Literal["real", "free"] = "free"
-    capacity: int = 32
+    capacity: int | None = None
     max_age_ms: float = 500.0
     anchor: Literal["end", "center"] = "end"
     lag_ms: float = 0.0
@@ -146,8 +149,9 @@ class Pipeline:
             live=source.kind == "live",
             clock=clock,
         )
+        self.capacity = options.capacity or (max(WAITING[self.policy], engine.batch))
         self._mailbox: Mailbox[_Captured | Discontinuity | Trouble] = Mailbox(
-            options.capacity,
+            self.capacity,
             self.policy,
             max_age_ms=options.max_age_ms if self.policy == "live" else None,
             clock=clock,

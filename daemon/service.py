@@ -306,7 +306,7 @@ class Service:
         told = "unknown" if memory is None else f"{memory:.0f} MB"
         self._bus.report(
             self._stream,
-            detail=f"{self._lost}queue {self._pipeline.queued}/{self._config.queue.capacity}, "
+            detail=f"{self._lost}queue {self._pipeline.queued}/{self._pipeline.capacity}, "
             f"memory {told}",
             drops=self._pipeline.drops,
             lat_ms={f"{s}_{p}": ms for s, values in recent.items() for p, ms in values.items()},

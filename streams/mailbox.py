@@ -12,6 +12,9 @@ from typing import Generic, Literal, TypeVar
 T = TypeVar("T")
 Policy = Literal["wait", "live"]
 
+MAX_EVENTS = 256
+"""Events that may wait in a live mailbox; further ones push the oldest out."""
+
 
 class MailboxClosedError(Exception):
     """Something was put into a mailbox after it was closed: nobody will take it."""
@@ -29,10 +32,10 @@ class Mailbox(Generic[T]):
     With policy ``wait`` nothing is lost: `put` blocks while the mailbox is full. With ``live``
     `put` never blocks: the oldest item that may be dropped gives way, and `get` passes over items
     older than ``max_age_ms``. Every drop is counted with its reason. Items put without a capture
-    time (events) are dropped last, and never for their age.
+    time (events) take no other's place: `MAX_EVENTS` of them fit beside, and age does not matter.
 
     Args:
-        capacity: items that fit.
+        capacity: items that fit; under ``live`` events do not count.
         policy: see above.
         max_age_ms: age since capture above which a live item is stale; None is no limit.
         clock: host monotonic clock in nanoseconds.
@@ -90,8 +93,8 @@ class Mailbox(Generic[T]):
                 self._changed.wait_for(lambda: self._closed or len(self) < self._capacity)
             if self._closed:
                 raise MailboxClosedError("put into a closed mailbox; stop capturing")
-            if len(self) >= self._capacity:
-                self._drop_oldest()
+            if self._policy == "live":
+                self._make_room(is_event=captured_ns is None)
             self._letters.append(_Letter(item, captured_ns))
             self._changed.notify_all()
 
@@ -143,10 +146,11 @@ class Mailbox(Generic[T]):
         self._drop_stale()
         return self._closed or bool(self._letters)
 
-    def _drop_oldest(self) -> None:
-        oldest = next((x for x in self._letters if x.captured_ns is not None), self._letters[0])
-        self._letters.remove(oldest)
-        self.drops["queue_full"] += 1
+    def _make_room(self, *, is_event: bool) -> None:
+        kin = [letter for letter in self._letters if (letter.captured_ns is None) == is_event]
+        if len(kin) >= (MAX_EVENTS if is_event else self._capacity):
+            self._letters.remove(kin[0])
+            self.drops["queue_full"] += 1
 
     def _drop_stale(self) -> None:
         if self._policy != "live" or self._max_age_ns is None:

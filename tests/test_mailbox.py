@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from atlasd.streams.mailbox import Mailbox, MailboxClosedError
+from atlasd.streams.mailbox import MAX_EVENTS, Mailbox, MailboxClosedError
 
 MS = 1_000_000
 
@@ -78,16 +78,24 @@ def test_wait_never_drops_by_age():
 
 
 def test_events_outlive_pictures():
-    """Items without a capture time give way last, and have no age."""
-    mailbox = Mailbox(2, "live", max_age_ms=1, clock=lambda: 10**12)
+    """Items without a capture time have a place of their own, and no age."""
+    mailbox = Mailbox(1, "live", max_age_ms=1, clock=lambda: 10**12)
     mailbox.put("event")
     mailbox.put("first", captured_ns=10**12)
+    mailbox.put("another event")
     mailbox.put("second", captured_ns=10**12)
-    assert [mailbox.get(0), mailbox.get(0)] == ["event", "second"]
-    for event in ("a", "b", "c"):
-        mailbox.put(event)
-    assert [mailbox.get(0), mailbox.get(0)] == ["b", "c"]
-    assert mailbox.drops == {"queue_full": 2, "stale": 0}
+    mailbox.close()
+    assert list(mailbox) == ["event", "another event", "second"]
+    assert mailbox.drops == {"queue_full": 1, "stale": 0}
+
+
+def test_events_that_nobody_takes_are_bounded_too():
+    mailbox = Mailbox(1, "live", clock=lambda: 10**12)
+    for number in range(MAX_EVENTS + 3):
+        mailbox.put(number)
+    mailbox.close()
+    assert list(mailbox) == list(range(3, MAX_EVENTS + 3))
+    assert mailbox.drops == {"queue_full": 3, "stale": 0}
 
 
 def test_get_times_out_with_none():

@@ -17,7 +17,7 @@ from ..daemon.config import Config, load_config
 from ..daemon.engine import available_cores
 from ..daemon.latency import PERCENTILES, Latencies
 from ..daemon.parts import build_engine
-from ..daemon.pipeline import STAGES
+from ..daemon.pipeline import STAGES, WAITING
 from .bareforward import BenchError, bare_pass, last_sample
 from .bench import CLIP_FPS, write_clip
 from .countbar import count_bar
@@ -124,7 +124,7 @@ def bench_latency(
         machine=machine(),
         preset=preset,
         threads=used,
-        capacity=config.queue.capacity,
+        capacity=config.queue.capacity or WAITING["live"],
         cores=available_cores(),
         frames=frames,
         rounds=rounds,
