@@ -12,7 +12,7 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile --durations 25
 
 # Seven tasks of ATLAS on Open-AVS; where its packages cannot be had, the tests on the toy world stand in.
 smoke: .venv/installed
