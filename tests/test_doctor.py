@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from atlasd.daemon.config import Config, load_config
+from atlasd.streams.cameras import list_cameras
+from atlasd.streams.microphone import MicrophoneInfo
+from atlasd.streams.sources import MediaError
 from atlasd.tools import cli, configchecks, devicechecks, machinechecks, mediachecks
 from atlasd.tools import doctor as module
 from atlasd.tools.doctor import CHECKS, doctor
@@ -286,14 +289,19 @@ def test_few_open_files_are_told(monkeypatch, hard, status):
     assert only(machinechecks.files(case())).status == status
 
 
-def test_no_camera_is_told_with_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(devicechecks, "SYSTEM", tmp_path / "none")
+def listed(monkeypatch, cameras=(), microphones=()):
+    monkeypatch.setattr(devicechecks, "list_cameras", lambda: list(cameras))
+    monkeypatch.setattr(devicechecks, "list_microphones", lambda: list(microphones))
+
+
+def test_no_camera_is_told_with_what_to_do(monkeypatch):
+    listed(monkeypatch)
     *_, told = devicechecks.cameras(case())
     assert (told.status, "--device /dev/video0" in told.remedy) == ("warn", True)
 
 
-def test_an_opencv_that_does_not_load_is_told_with_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(devicechecks, "SYSTEM", tmp_path / "none")
+def test_an_opencv_that_does_not_load_is_told_with_what_to_install(monkeypatch):
+    listed(monkeypatch)
     monkeypatch.setitem(sys.modules, "cv2", None)
     told, _ = devicechecks.cameras(case())
     assert (told.status, "apt install libgl1" in told.remedy) == ("warn", True)
@@ -302,15 +310,25 @@ def test_an_opencv_that_does_not_load_is_told_with_what_to_install(monkeypatch, 
 def test_a_camera_that_has_gone_is_told_by_its_name(monkeypatch, tmp_path):
     (tmp_path / "video997").mkdir()
     (tmp_path / "video997" / "name").write_text("Front Door\n")
-    monkeypatch.setattr(devicechecks, "SYSTEM", tmp_path)
+    listed(monkeypatch, list_cameras(tmp_path, tmp_path / "dev"))
     *_, told = devicechecks.cameras(case())
-    assert (told.status, "/dev/video997 Front Door: No such file" in told.found) == ("fail", True)
+    assert told.status == "fail"
+    assert "997: Front Door" in told.found
+    assert "No such file" in told.found
 
 
-def test_a_node_that_gives_no_pictures_is_no_camera(monkeypatch, tmp_path):
-    (tmp_path / "null").mkdir()
-    monkeypatch.setattr(devicechecks, "SYSTEM", tmp_path)
-    assert devicechecks._camera(Path("/dev/null"), "null") is None
+def test_a_node_that_lists_no_formats_has_none():
+    assert list(devicechecks._formats("/dev/null")) == []
+
+
+def test_configured_devices_that_are_not_there_are_failures(monkeypatch):
+    listed(monkeypatch, microphones=[MicrophoneInfo(4, "Desk", 2, 48000, is_default=True)])
+    config = load_config(overrides=["source.camera=porch", "source.microphone=garden"])
+    *_, camera = devicechecks.cameras(Case(config))
+    found, microphone = devicechecks.microphones(Case(config))
+    assert (camera.status, "'porch'" in camera.found) == ("fail", True)
+    assert (microphone.status, "'garden'" in microphone.found) == ("fail", True)
+    assert (found.status, found.found) == ("ok", "4: Desk, 48000 Hz, 2 channels, the default")
 
 
 def test_a_camera_that_is_here_tells_its_formats():
@@ -318,13 +336,24 @@ def test_a_camera_that_is_here_tells_its_formats():
         pytest.skip("there is no camera here")
     for finding in devicechecks.cameras(case())[1:]:
         assert finding.status in {"ok", "fail"}
-        assert finding.found.startswith("/dev/video")
+        assert "/dev/video" in finding.found
 
 
 def test_microphones_are_asked_of_portaudio():
     pytest.importorskip("sounddevice", exc_type=OSError, reason="apt install libportaudio2")
     for finding in devicechecks.microphones(case()):
         assert finding.status in {"ok", "warn"}, finding
+
+
+def test_without_portaudio_a_microphone_is_a_failure_only_where_it_is_configured(monkeypatch):
+    def nothing():
+        raise MediaError("sound cannot be recorded")
+
+    monkeypatch.setattr(devicechecks, "list_microphones", nothing)
+    config = load_config(overrides=["source.camera=0", "source.microphone=default"])
+    assert only(devicechecks.microphones(case())).status == "warn"
+    told = only(devicechecks.microphones(Case(config)))
+    assert (told.status, "apt install libportaudio2" in told.remedy) == ("fail", True)
 
 
 def test_the_defaults_have_nothing_that_fails_by_itself():

@@ -12,11 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..daemon.config import IntakeConfig, PublishConfig
+from ..streams.addresses import redacted
 from .findings import Case, Finding
 
 LEAST_MB, ENOUGH_MB = 100, 1000
 """Free space of the state's disk below which nothing can be kept, and below which it is close."""
-_SECRET = re.compile(r"://[^/@\s]+:[^/@\s]+@")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]+")
 _LISTENS = "0A"
 
 
@@ -175,7 +176,8 @@ def secrets(case: Case) -> list[Finding]:
 
     findings: list[Finding] = []
     if case.path is not None and case.path.exists():
-        holds = _SECRET.search(case.path.read_text(errors="replace")) is not None
+        addresses = _ADDRESS.findall(case.path.read_text(errors="replace"))
+        holds = any(redacted(address) != address for address in addresses)
         if holds and _is_open(case.path):
             found = f"{case.path} holds a password, and others can read it"
             findings.append(Finding("secrets", "fail", found, f"chmod 600 {case.path}"))

@@ -4,30 +4,56 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
+from ..streams.cameras import CameraInfo, find_camera, list_cameras
+from ..streams.microphone import MicrophoneInfo, find_microphone, list_microphones
+from ..streams.sources import MediaError
 from .findings import Case, Finding
 
-SYSTEM = Path("/sys/class/video4linux")
 _ENUM_FMT = 0xC0405602
+"""``VIDIOC_ENUM_FMT``: struct v4l2_fmtdesc, 64 bytes."""
 _FORMAT = struct.Struct("=III32s4s16x")
 _CAPTURE = 1
 _MOST_FORMATS = 64
 
 
 def cameras(case: Case) -> list[Finding]:
-    """OpenCV, and Video4Linux's devices: names, whether they may be opened, formats."""
-    del case
-    nodes = sorted(SYSTEM.glob("video*")) if SYSTEM.is_dir() else []
-    if not nodes:
+    """OpenCV; the cameras, whether they may be opened, their formats; the configured one."""
+    found = list_cameras()
+    findings = [*_opencv(), *(_camera(info) for info in found)]
+    if case.config.source.camera is not None:
+        findings += _configured_camera(str(case.config.source.camera), found)
+    elif not found:
         remedy = (
             "plug one in; in a container, pass it in (--device /dev/video0); files and network "
             "streams need none"
         )
-        return [*_opencv(), Finding("cameras", "warn", "none", remedy)]
-    found = [_camera(Path("/dev") / node.name, _name(node)) for node in nodes]
-    return [*_opencv(), *(finding for finding in found if finding is not None)]
+        findings.append(Finding("cameras", "warn", "none", remedy))
+    return findings
+
+
+def microphones(case: Case) -> list[Finding]:
+    """PortAudio, the microphones that it lists, and the one that is configured."""
+    wanted = case.config.source.microphone
+    try:
+        found = list_microphones()
+    except MediaError as error:
+        remedy = (
+            "apt install libportaudio2 (Fedora, Arch: portaudio); where it is there, see that "
+            "ALSA, PulseAudio or PipeWire works for this user (arecord -l, pactl info)"
+        )
+        return [Finding("microphones", "warn" if wanted is None else "fail", f"{error}", remedy)]
+    findings = [_microphone(info) for info in found]
+    if wanted is not None:
+        findings += _configured_microphone(str(wanted), found)
+    elif not found:
+        remedy = (
+            "plug one in, join the group audio or start PulseAudio or PipeWire; streams without "
+            "sound are served too"
+        )
+        findings.append(Finding("microphones", "warn", "PortAudio, but no microphone", remedy))
+    return findings
 
 
 def _opencv() -> list[Finding]:
@@ -39,74 +65,47 @@ def _opencv() -> list[Finding]:
     return [Finding("cameras", "ok", f"OpenCV {cv2.__version__}")]
 
 
-def _name(node: Path) -> str:
+def _camera(info: CameraInfo) -> Finding:
+    told = f"{info.index}: {info.name}, {info.path}"
+    if info.problem:
+        remedy = "do as it says, or plug the camera in again; in a container, pass it in (--device)"
+        return Finding("cameras", "fail", f"{told}: {info.problem}", remedy)
+    return Finding("cameras", "ok", f"{told}: {', '.join(_formats(info.path))}")
+
+
+def _configured_camera(wanted: str, found: Sequence[CameraInfo]) -> list[Finding]:
     try:
-        return (node / "name").read_text(errors="replace").strip()
-    except OSError:
-        return node.name
+        find_camera(wanted, found)
+    except MediaError as error:
+        return [Finding("cameras", "fail", f"source.camera: {error}", "set source.camera anew")]
+    return []
 
 
-def _camera(path: Path, name: str) -> Finding | None:
-    """One device; None for a node that carries no pictures, as each UVC camera has one."""
+def _configured_microphone(wanted: str, found: Sequence[MicrophoneInfo]) -> list[Finding]:
     try:
-        node = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-    except PermissionError:
-        remedy = "sudo usermod -aG video $USER, then log in again"
-        return Finding("cameras", "fail", f"{path} {name}: no permission", remedy)
-    except OSError as error:
-        remedy = "plug it in again; in a container, pass it in (--device)"
-        return Finding("cameras", "fail", f"{path} {name}: {error.strerror}", remedy)
-    try:
-        formats = list(_formats(node))
-    finally:
-        os.close(node)
-    return Finding("cameras", "ok", f"{path} {name}: {', '.join(formats)}") if formats else None
+        find_microphone(wanted, found)
+    except MediaError as error:
+        remedy = "set source.microphone anew"
+        return [Finding("microphones", "fail", f"source.microphone: {error}", remedy)]
+    return []
 
 
-def _formats(node: int) -> Iterator[str]:
+def _microphone(info: MicrophoneInfo) -> Finding:
+    default = ", the default" if info.is_default else ""
+    told = f"{info.index}: {info.name}, {info.rate_hz} Hz, {info.channels} channels{default}"
+    return Finding("microphones", "ok", told)
+
+
+def _formats(path: str) -> Iterator[str]:
+    """Pixel formats that a camera offers, as four characters each."""
     import fcntl
 
-    for index in range(_MOST_FORMATS):
-        asked = _FORMAT.pack(index, _CAPTURE, 0, b"", b"")
-        try:
-            answer = fcntl.ioctl(node, _ENUM_FMT, asked)
-        except OSError:
-            return
-        yield _FORMAT.unpack(answer)[4].decode("ascii", "replace").strip()
-
-
-def microphones(case: Case) -> list[Finding]:
-    """PortAudio, and the devices with sound that it lists."""
-    del case
+    node = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     try:
-        import sounddevice
-    except OSError as error:
-        remedy = (
-            "to use a microphone, install PortAudio: apt install libportaudio2 (Fedora, Arch: "
-            "portaudio)"
-        )
-        return [Finding("microphones", "warn", f"{error}", remedy)]
-    try:
-        devices = [device for device in sounddevice.query_devices() if device["max_input_channels"]]
-    except sounddevice.PortAudioError as error:
-        remedy = (
-            "see that ALSA, PulseAudio or PipeWire works for this user (arecord -l, pactl info)"
-        )
-        return [Finding("microphones", "fail", f"PortAudio lists no devices: {error}", remedy)]
-    if not devices:
-        remedy = (
-            "plug one in, join the group audio or start PulseAudio or PipeWire; streams without "
-            "sound are served too"
-        )
-        return [Finding("microphones", "warn", "PortAudio is here, but no microphone", remedy)]
-    default = sounddevice.default.device[0]
-    return [
-        Finding(
-            "microphones",
-            "ok",
-            f"{device['index']}: {device['name']}, {device['default_samplerate']:g} Hz, "
-            f"{device['max_input_channels']} channels"
-            f"{', the default' if device['index'] == default else ''}",
-        )
-        for device in devices
-    ]
+        for index in range(_MOST_FORMATS):
+            asked = _FORMAT.pack(index, _CAPTURE, 0, b"", b"")
+            yield _FORMAT.unpack(fcntl.ioctl(node, _ENUM_FMT, asked))[4].decode("ascii").strip()
+    except OSError:
+        return  # the list is over
+    finally:
+        os.close(node)
