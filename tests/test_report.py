@@ -11,7 +11,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 from atlasd.streams.toyworld import write_dataset
-from atlasd.tools import cli
+from atlasd.tools import cli, cliresearch
 from atlasd.tools.diskcache import DiskCache
 from atlasd.tools.machine import machine
 from atlasd.tools.replay import replay
@@ -162,5 +162,5 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
 
 
 def test_the_command_knows_all_measures_of_runs():
-    told = get_type_hints(cli.report)["measure"]
+    told = get_type_hints(cliresearch.report)["measure"]
     assert set(get_args(told)) == {*MEASURES, MAX_F}
