@@ -21,6 +21,8 @@ from media import clicks
 from served import tiny_engine
 from webserver import BOUNDARY, WebServer, jpeg, mjpeg, part
 
+pytestmark = pytest.mark.slow  # streams run in real time
+
 CHILD = str(Path(__file__).with_name("devicechild.py"))
 
 

@@ -37,6 +37,7 @@ def examined(path=None, overrides=(), **options):
     return findings, text.getvalue()
 
 
+@pytest.mark.slow
 def test_a_check_that_crashes_fails_or_hangs_is_a_finding_and_the_others_go_on(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     names = ("crashing", "failing", "hanging", "chatting")

@@ -224,6 +224,7 @@ def test_runs_that_are_there_are_not_made_again(data, tmp_path):
     assert first.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_fails_its_run_and_leaves_the_others_going(data, tmp_path):
     """Real processes: one method ends its process, the run after it gets a new one."""
     own = tmp_path / "methods"

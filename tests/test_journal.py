@@ -72,6 +72,7 @@ def test_a_replay_of_the_journal_gives_the_weights_that_were_kept(tmp_path):
     assert all(torch.equal(again.tensors[name], state.tensors[name]) for name in state.tensors)
 
 
+@pytest.mark.slow
 def test_a_replay_consolidates_where_a_person_ordered_it_and_as_often(tmp_path):
     """Killed between the order and the next checkpoint, too, and with a candidate before it."""
     clips = payloads(12)

@@ -35,6 +35,7 @@ def learning_config(folder):
     )
 
 
+@pytest.mark.slow
 def test_a_learner_whose_daemon_died_before_it_was_loaded_touches_nothing(tmp_path):
     """Else it would learn for nobody, and lock out the learner of the next daemon."""
     config = learning_config(tmp_path)
@@ -99,6 +100,7 @@ def test_a_spool_that_is_locked_for_a_while_is_waited_for_and_said(tmp_path):
         line.close()
 
 
+@pytest.mark.slow
 def test_a_spool_that_is_no_spool_is_not_waited_for(tmp_path):
     config = learning_config(tmp_path)
     config.intake.spool.mkdir(mode=0o700)

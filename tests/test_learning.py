@@ -172,6 +172,7 @@ def test_published_tensors_are_the_serving_form_of_the_weights_that_are_kept(ben
     assert moved <= set(published.tensors)
 
 
+@pytest.mark.slow
 def test_contradicting_labels_are_refused_and_set_aside(tmp_path):
     """Poison among good clips: the learner goes back, and a person decides."""
     settings = dataclasses.replace(SETTINGS, passes=20, lr=1e-2, parts="all")
@@ -249,6 +250,7 @@ def test_what_a_checkpoint_holds_is_not_learned_again(bench):
     assert bench.publications[-1].version == bench.learning.info().version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_clips", [1, 2, 3, 5])
 @pytest.mark.parametrize("checkpoint_s", [0, 86_400])
 def test_an_intake_that_is_small_never_refuses_for_ever(tmp_path, max_clips, checkpoint_s):

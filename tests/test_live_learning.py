@@ -209,6 +209,7 @@ def test_masks_after_a_swap_are_those_of_the_offline_network(tmp_path, config):
     assert not masks
 
 
+@pytest.mark.slow
 def test_a_learner_that_cannot_learn_says_why_and_masks_go_on(tmp_path, config):
     learner = config.learner.model_copy(update={"options": {"nonsense": 1}})
     with live(config.model_copy(update={"learner": learner}), tmp_path) as daemon:
@@ -220,6 +221,7 @@ def test_a_learner_that_cannot_learn_says_why_and_masks_go_on(tmp_path, config):
         daemon.put(0)
 
 
+@pytest.mark.slow
 def test_orders_without_a_learner_are_refused(tmp_path, config):
     learner = config.learner.model_copy(update={"enabled": False})
     with live(config.model_copy(update={"learner": learner}), tmp_path) as daemon:

@@ -21,6 +21,8 @@ from media import write_video
 from served import tiny_checkpoint, tiny_config
 from webserver import WebServer, file_answer, jpeg, mjpeg, part
 
+pytestmark = pytest.mark.slow  # streams run in real time
+
 PATIENCE_S = 60.0
 KINDS = (Mask, Event, Hello, Status)
 SECRET = "s3cr3t-pass"  # noqa: S105

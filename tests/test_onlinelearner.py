@@ -15,6 +15,7 @@ from atlasd.tools.runspec import RunSpec
 from served import tiny_network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "options"),
     [("atlas", {"c": 30.0, "growth": "mean", "anchors": 3}), ("finetune", {}), ("si", {"c": 1.0})],

@@ -304,6 +304,7 @@ def test_extra_cutouts_are_shown_in_training_clips_alone(small):
     assert set(extended) == {"train", "val", "test", "novel"}
 
 
+@pytest.mark.slow
 def test_two_builds_are_equal_in_every_byte_whatever_the_number_of_workers(whole, tmp_path):
     one, content, _ = whole
     two = build(tmp_path / "two", "ci", workers=2, **content)
@@ -311,6 +312,7 @@ def test_two_builds_are_equal_in_every_byte_whatever_the_number_of_workers(whole
     assert digests(one.root) == digests(two.root)
 
 
+@pytest.mark.slow
 def test_a_build_that_was_cut_short_goes_on_and_ends_equal(whole, tmp_path):
     built, content, _ = whole
     out = tmp_path / "cut"
@@ -347,6 +349,7 @@ def test_a_folder_with_another_set_or_other_files_is_refused(whole, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+@pytest.mark.slow
 def test_a_clip_that_cannot_be_written_is_named_and_the_build_can_go_on(small, tmp_path):
     out = tmp_path / "set"
 
@@ -371,6 +374,7 @@ def test_a_begun_build_is_not_continued_with_another_seed(small, tmp_path):
         build(tmp_path / "set", "ci", seed=1, workers=1, **small)
 
 
+@pytest.mark.slow
 def test_content_that_differs_is_refused_and_taken_under_another_id_if_told(whole, small, tmp_path):
     (small["packages"] / "things/usr/horn_val.wav").write_bytes(tone(900))
     with pytest.raises(ContentError, match=r"horn_val\.wav .*expected sha256.*--accept-content"):

@@ -16,7 +16,7 @@ from atlasd.streams.synchroniser import Synchroniser
 from clapcheck import click_after_flash_s
 from rtsp import RtspServer, needs_rtsp_server
 
-pytestmark = needs_rtsp_server
+pytestmark = [needs_rtsp_server, pytest.mark.slow]  # streams run in real time
 BAR_S = 0.040
 
 
@@ -46,8 +46,8 @@ def live_samples(source, seconds: float) -> tuple[list[Sample], list, list[float
     ("sound", "transport"),
     [
         ("aac", "tcp"),
-        pytest.param("opus", "tcp", marks=pytest.mark.slow),
-        pytest.param("aac", "udp", marks=pytest.mark.slow),
+        ("opus", "tcp"),
+        ("aac", "udp"),
     ],
 )
 def test_flash_and_click_stay_together_through_the_server(sound, transport, record_property):

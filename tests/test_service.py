@@ -416,6 +416,7 @@ def spawn(config: Config, tmp_path: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_sigterm_drains_says_goodbye_and_exits_cleanly(tmp_path, checkpoint, endpoint):
     video = write_video(tmp_path / "a.mp4", 60.0, size=(32, 32), fps=10)
     config = tiny_config(
