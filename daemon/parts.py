@@ -214,6 +214,7 @@ def pipeline_options(config: Config) -> PipelineOptions:
         pace=config.source.pace,
         capacity=config.queue.capacity,
         max_age_ms=config.queue.max_age_ms,
+        max_wait_ms=config.queue.max_wait_ms,
         anchor=config.sync.anchor,
         lag_ms=config.sync.lag_ms,
         audio_wait_ms=config.sync.audio_wait_ms,

@@ -28,9 +28,11 @@ from .engine import Engine, Prediction
 
 Policy = Literal["auto", "wait", "live"]
 
-WAITING: Mapping[Literal["wait", "live"], int] = {"wait": 32, "live": 2}
-"""Samples that may wait, by policy, where nobody says. A live queue smooths what sound lets go
-together; what is longer only makes masks older, and no more of them."""
+WAITING: Mapping[Literal["wait", "live"], int] = {"wait": 32, "live": 8}
+"""Samples that may wait, by policy, where nobody says. Of a live queue only what arrived together
+lasts; see `PipelineOptions.max_wait_ms`."""
+LEAST_PERIOD_MS, MOST_PERIOD_MS = 10.0, 200.0
+"""Bounds of a frame's period, since containers declare any."""
 STAGES = ("decode", "sync_wait", "queue", "pre", "infer", "post")
 """Keys of `Result.latency_ms`, in the order in which a frame passes them."""
 
@@ -45,6 +47,8 @@ class PipelineOptions:
         pace: ``real`` gives each frame of a file when it is due, ``free`` as fast as it is taken.
         capacity: samples that may wait for the engine; None: `WAITING`, or a batch if that is more.
         max_age_ms: live: a sample older than this is dropped.
+        max_wait_ms: live: so is one that has waited this long, where a newer one is there: masks
+            then are no older than it, plus the network's time. None: a frame's period.
         anchor: where the frame lies in its window of sound.
         lag_ms: shifts the window later.
         audio_wait_ms: live: how long a frame waits for the end of its window.
@@ -54,6 +58,7 @@ class PipelineOptions:
     pace: Literal["real", "free"] = "free"
     capacity: int | None = None
     max_age_ms: float = 500.0
+    max_wait_ms: float | None = None
     anchor: Literal["end", "center"] = "end"
     lag_ms: float = 0.0
     audio_wait_ms: float = 80.0
@@ -154,6 +159,7 @@ class Pipeline:
             self.capacity,
             self.policy,
             max_age_ms=options.max_age_ms if self.policy == "live" else None,
+            max_wait_ms=options.max_wait_ms or _period_ms(source.fps),
             clock=clock,
         )
         paced = source.kind == "file" and options.pace == "real"
@@ -334,3 +340,7 @@ class Pipeline:
             if decoded == index:
                 return ms
         return 0.0
+
+
+def _period_ms(fps: float | None) -> float:
+    return min(MOST_PERIOD_MS, max(LEAST_PERIOD_MS, 1e3 / (fps or 25.0)))

@@ -24,6 +24,7 @@ class MailboxClosedError(Exception):
 class _Letter(Generic[T]):
     item: T
     captured_ns: int | None
+    put_ns: int
 
 
 class Mailbox(Generic[T]):
@@ -31,13 +32,16 @@ class Mailbox(Generic[T]):
 
     With policy ``wait`` nothing is lost: `put` blocks while the mailbox is full. With ``live``
     `put` never blocks: the oldest item that may be dropped gives way, and `get` passes over items
-    older than ``max_age_ms``. Every drop is counted with its reason. Items put without a capture
+    older than ``max_age_ms``, and over those that have waited ``max_wait_ms`` in here while a newer
+    one came: what arrives together is all taken, what queues up is not. Every drop is counted with
+    its reason. Items put without a capture
     time (events) take no other's place: `MAX_EVENTS` of them fit beside, and age does not matter.
 
     Args:
         capacity: items that fit; under ``live`` events do not count.
         policy: see above.
         max_age_ms: age since capture above which a live item is stale; None is no limit.
+        max_wait_ms: time in here above which one is stale where a newer one waits; None: no limit.
         clock: host monotonic clock in nanoseconds.
 
     Attributes:
@@ -52,17 +56,19 @@ class Mailbox(Generic[T]):
         capacity: int,
         policy: Policy = "wait",
         max_age_ms: float | None = None,
+        max_wait_ms: float | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        if capacity < 1 or (max_age_ms is not None and max_age_ms < 0):
+        if capacity < 1 or min(max_age_ms or 0, max_wait_ms or 0) < 0:
             raise ValueError(
-                f"capacity {capacity}, max_age_ms {max_age_ms}: a mailbox holds at least one item "
-                "and an age is not negative"
+                f"capacity {capacity}, max_age_ms {max_age_ms}, max_wait_ms {max_wait_ms}: a "
+                "mailbox holds at least one item, and times are not negative"
             )
         self.drops = {"queue_full": 0, "stale": 0}
         self._capacity = capacity
         self._policy: Policy = policy
         self._max_age_ns = None if max_age_ms is None else round(max_age_ms * 1e6)
+        self._max_wait_ns = None if max_wait_ms is None else round(max_wait_ms * 1e6)
         self._clock = clock
         self._letters: deque[_Letter[T]] = deque()
         self._changed = threading.Condition()
@@ -95,7 +101,7 @@ class Mailbox(Generic[T]):
                 raise MailboxClosedError("put into a closed mailbox; stop capturing")
             if self._policy == "live":
                 self._make_room(is_event=captured_ns is None)
-            self._letters.append(_Letter(item, captured_ns))
+            self._letters.append(_Letter(item, captured_ns, self._clock()))
             self._changed.notify_all()
 
     def get(self, timeout_s: float | None = None) -> T | None:
@@ -153,9 +159,18 @@ class Mailbox(Generic[T]):
             self.drops["queue_full"] += 1
 
     def _drop_stale(self) -> None:
-        if self._policy != "live" or self._max_age_ns is None:
+        if self._policy != "live":
             return
-        oldest_ns = self._clock() - self._max_age_ns
-        fresh = [x for x in self._letters if x.captured_ns is None or x.captured_ns >= oldest_ns]
+        now_ns = self._clock()
+        newest = next((x for x in reversed(self._letters) if x.captured_ns is not None), None)
+        fresh = [x for x in self._letters if not self._is_stale(x, now_ns, x is newest)]
         self.drops["stale"] += len(self._letters) - len(fresh)
         self._letters = deque(fresh)
+
+    def _is_stale(self, letter: _Letter[T], now_ns: int, is_newest: bool) -> bool:
+        if letter.captured_ns is None:
+            return False
+        if self._max_age_ns is not None and now_ns - letter.captured_ns > self._max_age_ns:
+            return True
+        has_waited = self._max_wait_ns is not None and now_ns - letter.put_ns > self._max_wait_ns
+        return has_waited and not is_newest

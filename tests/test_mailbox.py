@@ -152,3 +152,23 @@ def test_an_impossible_size_or_age_is_refused(how):
     """The error says what is allowed."""
     with pytest.raises(ValueError, match="at least one item"):
         Mailbox(**how)
+
+
+def test_what_queues_up_gives_way_to_what_is_newer_but_what_arrives_together_stays():
+    """A consumer of 45 ms behind frames of 40 ms is never more than a period behind."""
+    now = [0]
+    mailbox = Mailbox(8, "live", max_wait_ms=40, clock=lambda: now[0] * 1_000_000)
+    for name in ("a", "b", "c"):
+        mailbox.put(name, captured_ns=0)
+    now[0] = 30
+    assert mailbox.get(0) == "a"
+    now[0] = 60
+    mailbox.put("event")
+    assert mailbox.get(0) == "c"  # b waited 60 ms and c is newer; nothing is newer than c
+    mailbox.put("d", captured_ns=0)
+    now[0] = 90
+    mailbox.put("e", captured_ns=0)
+    now[0] = 101
+    mailbox.close()
+    assert list(mailbox) == ["event", "e"]
+    assert mailbox.drops == {"queue_full": 0, "stale": 2}

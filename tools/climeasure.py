@@ -244,7 +244,7 @@ def bench_latency(
     rounds: Annotated[int, typer.Option(min=1, help="Of bare network and daemon in turn.")] = 3,
     threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: the engine's choice.")] = 0,
     capacity: Annotated[
-        int | None, typer.Option(min=1, help="Of the queue before the network; default: 2.")
+        int | None, typer.Option(min=1, help="Of the queue before the network; default: 8.")
     ] = None,
     weights: WeightsOption = None,
     json_path: ReportOption = None,
