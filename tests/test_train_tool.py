@@ -208,7 +208,7 @@ def test_the_papers_preset_trains_end_to_end_with_random_parts(data, tmp_path):
     """ViT-B/16 and Cnn14 run through the same command; only the published weights are missing."""
     options = TrainOptions(
         tmp_path / "run", preset="atlas", data=data, random=True, epochs=1, batch=2, variants=1,
-        sounds=1, threads=2,
+        sounds=1, threads=2, importance=4,
     )  # fmt: skip
     best = train(options)
     network = load(best)
