@@ -124,6 +124,10 @@ class Pipeline:
         engine: what predicts.
         options: see `PipelineOptions`.
         clock: monotonic nanoseconds, the one the source stamps ``capture_ns`` with.
+
+    Attributes:
+        policy: ``wait`` or ``live``, as it was decided.
+        capacity: samples that may wait for the engine.
     """
 
     def __init__(
@@ -154,7 +158,7 @@ class Pipeline:
             live=source.kind == "live",
             clock=clock,
         )
-        self.capacity = options.capacity or (max(WAITING[self.policy], engine.batch))
+        self.capacity = options.capacity or max(WAITING[self.policy], engine.batch)
         self._mailbox: Mailbox[_Captured | Discontinuity | Trouble] = Mailbox(
             self.capacity,
             self.policy,

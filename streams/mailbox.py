@@ -34,8 +34,8 @@ class Mailbox(Generic[T]):
     `put` never blocks: the oldest item that may be dropped gives way, and `get` passes over items
     older than ``max_age_ms``, and over those that have waited ``max_wait_ms`` in here while a newer
     one came: what arrives together is all taken, what queues up is not. Every drop is counted with
-    its reason. Items put without a capture
-    time (events) take no other's place: `MAX_EVENTS` of them fit beside, and age does not matter.
+    its reason. Items put without a capture time (events) take no other's place: `MAX_EVENTS` of
+    them fit beside, and age does not matter.
 
     Args:
         capacity: items that fit; under ``live`` events do not count.
@@ -45,7 +45,7 @@ class Mailbox(Generic[T]):
         clock: host monotonic clock in nanoseconds.
 
     Attributes:
-        drops: items dropped so far, by reason: ``queue_full``, ``stale``.
+        drops: items dropped so far, by reason: ``queue_full``, ``stale`` (too old, or overtaken).
 
     Raises:
         ValueError: a capacity below one, or a negative age.

@@ -168,6 +168,21 @@ def test_live_passes_over_stale_frames():
     assert items == [Ended(0, False, {"queue_full": 0, "stale": 2})]
 
 
+@pytest.mark.parametrize(("fps", "shown"), [(25.0, [2]), (10.0, [0, 1, 2]), (None, [2])])
+def test_a_live_picture_that_waited_a_frames_period_gives_way_to_newer_ones(fps, shown):
+    """Behind a busy network a mask is a period and a forward pass old, and no more."""
+    now = [0]
+    source = ScriptedSource([picture(i) for i in range(3)], kind="live")
+    source.fps = fps
+    options = PipelineOptions(max_age_ms=60_000)
+    with Pipeline(source, EchoEngine(), options, clock=lambda: now[0]) as pipeline:
+        source.exhausted.wait(10)
+        now[0] = 60_000_000
+        *results, ended = pipeline
+    assert [result.sample.frame.index for result in results] == shown
+    assert ended == Ended(len(shown), False, {"queue_full": 0, "stale": 3 - len(shown)})
+
+
 def test_a_live_picture_whose_sound_never_comes_is_decided_while_nothing_comes():
     """Quiet is enough: no picture after it has to push it out."""
 
