@@ -188,9 +188,10 @@ def test_a_live_picture_whose_sound_never_comes_is_decided_while_nothing_comes()
 
     def quiet():
         yield picture(0)
-        while True:
+        for _ in range(20):
             now[0] += 10_000_000
             yield Quiet()
+        yield from itertools.repeat(Quiet())
 
     now = [0]
     source = ScriptedSource(quiet(), kind="live")
