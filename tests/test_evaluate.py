@@ -133,6 +133,7 @@ def test_where_it_is_computed_is_no_part_of_what_a_run_is():
     spec = RunSpec(data=Path("d"))
     assert spec.hash == spec.model_copy(update={"device": "cuda:1"}).hash
     assert spec.hash != spec.model_copy(update={"threads": 2}).hash
+    assert spec.hash != spec.model_copy(update={"bfloat16": True}).hash
 
 
 # -- refusals ----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ def test_a_bench_of_learning_reports_all_it_measured(tmp_path):
         cache_preset="tiny",
         rounds=3,
         cache_rounds=1,
+        bfloat16=True,
         json_path=tmp_path / "report.json",
         console=Console(file=text, width=120),
     )
@@ -25,6 +26,7 @@ def test_a_bench_of_learning_reports_all_it_measured(tmp_path):
     assert report.encoding > 0
     assert json.loads((tmp_path / "report.json").read_text())["passed"] == report.passed
     assert "atlas step" in text.getvalue()
+    assert "tiny, bfloat16" in text.getvalue()
 
 
 def test_a_method_keeps_three_tensors_a_parameter_and_one_for_each_further_anchor():

@@ -303,6 +303,18 @@ def test_the_cache_changes_nothing(whole, data, tmp_path):
     ).read_bytes()
 
 
+def test_steps_in_bfloat16_learn_nearly_the_same_and_resume_to_the_byte(
+    whole, data, cache, tmp_path
+):
+    told = spec(data, bfloat16=True)
+    half = replay(told, tmp_path / "half", cache=cache)
+    exact = json.loads((whole / "metrics.json").read_text())
+    reached, wanted = (run["measures"]["AP"]["summary"]["AA"] for run in (half, exact))
+    assert reached != wanted
+    assert reached == pytest.approx(wanted, abs=0.05)
+    replay_in_two(told, tmp_path / "two", tmp_path / "half", 3, cache)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -137,7 +137,8 @@ def bench_learning(
         str, typer.Option(help="The network whose epochs are timed.")
     ] = "atlas",
     rounds: Annotated[int, typer.Option(min=1, help="Steps of each method.")] = 30,
-    cache_rounds: Annotated[int, typer.Option(min=1, help="Epochs of each kind.")] = 3,
+    cache_rounds: Annotated[int, typer.Option(min=1, help="Epochs of each kind.")] = 9,
+    bfloat16: Annotated[bool, typer.Option(help="Of the epochs: steps in it.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Frames a step.")] = 8,
     threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
@@ -151,6 +152,7 @@ def bench_learning(
         cache_preset=cache_preset,
         rounds=rounds,
         cache_rounds=cache_rounds,
+        bfloat16=bfloat16,
         batch=batch,
         threads=threads,
         device=device,

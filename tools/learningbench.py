@@ -53,6 +53,7 @@ class LearningReport:
         steps: for each method, its step over Finetune's of the same round: the median.
         persistent: for each method, what it keeps, in tensors of an anchored parameter's size.
         cache_preset: the network of the epochs.
+        bfloat16: whether their steps run in it where that is safe.
         cached_s: an epoch whose clips are decoded and whose sounds are encoded already.
         cache: that epoch over one without a cache: the median of rounds.
         encoding: that epoch over one that has decoded clips and encodes their sounds.
@@ -65,6 +66,7 @@ class LearningReport:
     steps: dict[str, float]
     persistent: dict[str, float]
     cache_preset: str
+    bfloat16: bool
     cached_s: float
     cache: float
     encoding: float
@@ -77,7 +79,8 @@ def bench_learning(
     cache_preset: str = "atlas",
     rounds: int = 30,
     batch: int = 8,
-    cache_rounds: int = 3,
+    cache_rounds: int = 9,
+    bfloat16: bool = False,
     threads: int = 1,
     device: str = "cpu",
     json_path: Path | None = None,
@@ -96,6 +99,7 @@ def bench_learning(
         rounds: of steps.
         batch: frames a step.
         cache_rounds: of epochs.
+        bfloat16: make their steps in it where that is safe, as `RunSpec.bfloat16` does.
         threads: of torch.
         device: where to compute.
         json_path: where to write the report, or None.
@@ -105,7 +109,10 @@ def bench_learning(
     torch.set_num_threads(threads)
     times, persistent = _steps(preset, rounds, batch, device, console)
     ratios = {name: _ratio(times[name], times["finetune"]) for name in _METHODS}
-    cached, encoding, bare = _epochs(cache_preset, cache_rounds, min(batch, 4), device, console)
+    settings = Settings(bfloat16=bfloat16)
+    cached, encoding, bare = _epochs(
+        cache_preset, cache_rounds, min(batch, 4), settings, device, console
+    )
     cache = _ratio(cached, bare)
     report = LearningReport(
         preset=preset,
@@ -114,6 +121,7 @@ def bench_learning(
         steps=ratios,
         persistent=persistent,
         cache_preset=cache_preset,
+        bfloat16=bfloat16,
         cached_s=statistics.median(cached),
         cache=cache,
         encoding=_ratio(cached, encoding),
@@ -135,7 +143,8 @@ def _steps(
     drawn = _batch(start, batch, device)
     trainers: dict[str, Trainer] = {}
     for name, (file, options) in {"finetune": ("finetune", {}), **_METHODS}.items():
-        trainers[name] = _trainer(copy.deepcopy(start).to(device), load(file, options))
+        network = copy.deepcopy(start).to(device)
+        trainers[name] = _trainer(network, load(file, options), Settings())
         for _ in range(options.get("anchors", 1)):
             trainers[name].step(dict(drawn))
             trainers[name].method.consolidate([])
@@ -149,10 +158,10 @@ def _steps(
     return times, persistent
 
 
-def _trainer(network: Network, method: Method) -> Trainer:
+def _trainer(network: Network, method: Method, settings: Settings) -> Trainer:
     method.prepare(network)
     method.begin(None)
-    return Trainer(network, task_loss(network, 0.5), Settings(), 1_000_000, method=method)
+    return Trainer(network, task_loss(network, 0.5), settings, 1_000_000, method=method)
 
 
 def _kept(method: Method) -> float:
@@ -184,11 +193,11 @@ def _batch(network: Network, size: int, device: str) -> Batch:
 
 
 def _epochs(
-    preset: str, rounds: int, batch: int, device: str, console: Console
+    preset: str, rounds: int, batch: int, settings: Settings, device: str, console: Console
 ) -> tuple[list[float], list[float], list[float]]:
     """Seconds of epochs with all in the cache, of those that encode, and of those without one."""
     network = build(preset, trained=False, pretrained=False, categories=("one",)).to(device)
-    trainer = _trainer(network, load("finetune"))
+    trainer = _trainer(network, load("finetune"), settings)
     with tempfile.TemporaryDirectory() as folder:
         root = write_dataset(Path(folder) / "toy", {"train": 1})
         kept, nothing = (DiskCache(Path(folder) / "cache", size) for size in (1 << 30, 0))
@@ -241,7 +250,8 @@ def _table(report: LearningReport) -> Table:
         table.add_row(
             f"{name}: tensors kept per parameter", f"{count:.2f}", f"≤ {_persistent_bar(name):.0f}"
         )
-    table.add_row(f"epoch of {report.cache_preset}, all cached", f"{report.cached_s:.1f} s", "")
+    network = f"{report.cache_preset}{', bfloat16' if report.bfloat16 else ''}"
+    table.add_row(f"epoch of {network}, all cached", f"{report.cached_s:.1f} s", "")
     table.add_row("that ÷ epoch without a cache", f"{report.cache:.3f}", f"≤ {CACHE_BAR}")
     table.add_row("that ÷ epoch that only encodes sounds", f"{report.encoding:.3f}", "")
     table.caption = "all bars held" if report.passed else "a bar was missed"

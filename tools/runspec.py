@@ -105,6 +105,9 @@ class RunSpec(BaseModel):
     """AdamW's."""
     class_weight: float = Field(default=0.5, ge=0)
     """λ_cls of Eq. 10."""
+    bfloat16: bool = False
+    """Make the forward pass of training steps in bfloat16 where that is safe: faster on processors
+    that have it. Encoded sounds, consolidation and scores stay float32."""
     variants: int = Field(default=4, ge=1, le=64)
     """Variations of each clip's sound that training draws from; 1: the sound as it is, and the
     pictures too."""
@@ -167,7 +170,8 @@ class RunSpec(BaseModel):
     @property
     def hash(self) -> str:
         """Names all that decides the result; where it is computed does not count."""
-        told = self.model_dump(mode="json", exclude={"device", "system"})
+        aside = {"device", "system"} | (set() if self.bfloat16 else {"bfloat16"})
+        told = self.model_dump(mode="json", exclude=aside)  # runs older than that key are found
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -223,6 +223,7 @@ class TaskLoop:
             epochs=1 if spec.schedule == "stream" else spec.epochs,
             lr=spec.lr,
             weight_decay=spec.weight_decay,
+            bfloat16=spec.bfloat16,
         )
         return Trainer(
             self.network,
