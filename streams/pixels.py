@@ -21,7 +21,9 @@ UPRIGHT: Turn = (False, False, False)
 def turn_of(frame: av.VideoFrame) -> Turn:
     """What a frame's display matrix asks for, to the nearest right angle.
 
-    The matrix maps a stored point (x, y), y downwards, to (a·x + c·y, b·x + d·y).
+    The matrix maps a stored point (x, y), y downwards, to (a·x + c·y, b·x + d·y). To look at it is
+    dear: PyAV then ties frame and side data into a cycle, so that the picture's buffers stay until
+    Python's collector comes round to them, which may take it an hour.
     """
     side_data = cast("Mapping[SideDataType, SideData]", frame.side_data)
     if SideDataType.DISPLAYMATRIX not in side_data:
@@ -67,11 +69,19 @@ class Pixels:
         self._keep_full = keep_full
         self._scaled = VideoReformatter()
         self._whole = VideoReformatter()
+        self._turn: tuple[int, Turn] | None = None
 
     def upright_size_px(self, frame: av.VideoFrame) -> tuple[int, int]:
         """(width, height) of a picture after it was turned upright, before scaling."""
-        transposed = turn_of(frame)[0]
+        transposed = self._turn_of(frame)[0]
         return (frame.height, frame.width) if transposed else (frame.width, frame.height)
+
+    def _turn_of(self, frame: av.VideoFrame) -> Turn:
+        """`turn_of`, looked at anew only where the matrix's angle is another than before."""
+        angle = frame.rotation
+        if self._turn is None or self._turn[0] != angle:
+            self._turn = (angle, turn_of(frame))
+        return self._turn[1]
 
     def convert(
         self, frame: av.VideoFrame
@@ -82,7 +92,7 @@ class Pixels:
             The upright picture at the size that was asked for, uint8 (H, W, 3); the unscaled one
             where it is kept, else None; the unscaled one's (width, height).
         """
-        how = turn_of(frame)
+        how = self._turn_of(frame)
         native_px = self.upright_size_px(frame)
         size_px = self._size_px or native_px
         image = self._rgb(frame, self._scaled, size_px, how)

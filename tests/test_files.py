@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import Counter
 from fractions import Fraction
@@ -114,6 +115,22 @@ def test_mirrored_video_comes_unmirrored(tmp_path, hflip, vflip):
     flipped = drawn[:, ::-1] if hflip else drawn[::-1]
     image = Read(path).frames[0].image
     assert np.abs(image.astype(int) - flipped).mean() < 6
+
+
+def test_pictures_that_were_shown_are_freed_without_the_collector(tmp_path):
+    """A cycle through a decoded frame would hold its buffers until a full collection."""
+    path = media.write_video(tmp_path / "v.mp4", 4.0, size=SIZE)
+    gc.collect()
+    gc.disable()
+    try:
+        with open_source(path) as source:
+            shown = sum(isinstance(event, VideoFrame) for event in source)
+        del source
+        left = gc.collect()
+    finally:
+        gc.enable()
+    assert shown == 100
+    assert left < 20
 
 
 @pytest.mark.parametrize(("matrix", "number"), [("bt709", 1), ("smpte170m", 6)])
