@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import soxr
@@ -17,7 +17,12 @@ from ..streams.clips import AudioWindow, LabeledClip
 from ..streams.fitting import fit_mask, fit_picture
 
 
-def batches_of(clips: Sequence[LabeledClip], network: Network, frames: int) -> list[Batch]:
+def batches_of(
+    clips: Sequence[LabeledClip],
+    network: Network,
+    frames: int,
+    on_clip: Callable[[], None] = lambda: None,
+) -> list[Batch]:
     """The frames of clips in their order, so many in a batch; the last may be smaller.
 
     Args:
@@ -25,11 +30,15 @@ def batches_of(clips: Sequence[LabeledClip], network: Network, frames: int) -> l
         network: its size, its rate, its audio encoder and its classes count; sounds are encoded
             clip by clip.
         frames: most frames of a batch.
+        on_clip: called after each clip.
 
     Returns:
         Batches as `tools.clipfeed` gives them: images, masks, valid, labels, tokens, embedding.
     """
-    parts = [_batch_of(clip, network) for clip in clips]
+    parts: list[Batch] = []
+    for clip in clips:
+        parts.append(_batch_of(clip, network))
+        on_clip()
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     whole["labels"] = labels_of(clips, network)
     total = len(whole["images"])

@@ -23,14 +23,15 @@ class Entry:
     Attributes:
         number: from 1.
         seed: of everything random in learning it.
-        state: ``journaled``: it is learned, or comes next; the others were set aside, and then
+        state: ``journaled``: it is learned, or comes next; ``past``: it was learned in checkpoints
+            that are not those of now, see `Spool.rebase`; the others were set aside, and then
             perhaps released or discarded.
         ids: of its clips, in their order; none: a person's order to consolidate.
     """
 
     number: int
     seed: int
-    state: Literal["journaled", "quarantined", "released", "discarded"]
+    state: Literal["journaled", "past", "quarantined", "released", "discarded"]
     ids: tuple[str, ...]
 
 

@@ -241,7 +241,7 @@ class _Flag:
 
 
 class _Pulse:
-    """Says how learning goes, and that it goes on: after steps, and between turns."""
+    """Says how learning goes, and that it goes on: within a turn, and between turns."""
 
     def __init__(self, line: LearnerEnd) -> None:
         self._line = line
@@ -249,9 +249,10 @@ class _Pulse:
         self.info: Callable[[], LearnerInfo] = lambda: LearnerInfo(state="starting")
 
     def beat(self) -> None:
-        """A step was made."""
+        """A clip was read, a batch scored, a step made, a checkpoint written."""
         if time.monotonic_ns() - self._said_ns >= _BEAT_NS:
-            self._say(replace(self.info(), state="learning"))
+            info = self.info()
+            self._say(info if info.state == "starting" else replace(info, state="learning"))
 
     def rest(self) -> None:
         """A turn is over."""

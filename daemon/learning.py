@@ -9,6 +9,10 @@ while, the candidate is published unjudged, and called back if it is refused lat
 Everything that later weights depend on is in the spool's journal and in the checkpoints: killed
 anywhere, `Learning` goes on to the same weights (same machine, same threads). See `spool` for the
 order that this rests on.
+
+Where checkpoints or spool are not those of before (moved away to begin anew, or from a backup),
+both are fitted together and it is told: what the checkpoints do not hold and is still on disk is
+learned. A batch that cannot be learned, or in which the learner died three times, is set aside.
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from secrets import token_hex
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,7 +47,10 @@ from .onlinelearner import LearnSettings, LearnState, OnlineLearner
 from .spool import Spool
 from .spooled import Batch as Journaled
 from .spoolfile import CorruptError, SpoolError
+from .wire import MAX_ENTRIES
 
+_ATTEMPTS: Final = 3
+"""A batch that was begun so often and never ended is set aside."""
 _RECENT_FRAMES: Final = 256
 _RETRY_NS: Final = 60_000_000_000
 _NS: Final = 1_000_000_000
@@ -86,7 +95,7 @@ class Learning:
         store: where what was learned is kept.
         tell: receives what is to be served and told.
         importance: of the base's weights; see `OnlineLearner`.
-        beat: called after each step, as a sign that learning goes on.
+        beat: called after each clip, score, step and checkpoint, as a sign that learning goes on.
         part: entered for each part of the work that computes on the device.
         clock: monotonic nanoseconds.
         now: nanoseconds since 1970.
@@ -140,6 +149,7 @@ class Learning:
             return False
         try:
             if self._halted is not None:
+                self._finish_rollback()
                 self._keep()
                 self._halted = None
             return self._take_or_publish()
@@ -232,6 +242,9 @@ class Learning:
     def rollback(self, version: str = "") -> str:
         """Go back to a version that is kept; what was learned since is set aside.
 
+        It is journaled before anything is deleted, and finished when learning begins or is tried
+        again, so that it is carried out as a whole or not at all.
+
         Args:
             version: its name; empty: the newest before the one that was accepted last.
 
@@ -248,12 +261,12 @@ class Learning:
         if found is None:
             names = ", ".join(k.learned.version for k in kept)
             raise LearningError(
-                f"version {wanted or 'before this one'} is not kept; kept are {names}: choose one"
+                f"version {wanted or 'before this one'} is not kept, or damaged; kept are {names}: "
+                "choose another"
             )
         checkpoint, state = found
         cursor = checkpoint.learned.cursor
         try:
-            self._store.forget_after(cursor)
             self._spool.rewind(cursor, f"gone back to version {wanted}")
         except (SpoolError, OSError) as error:
             raise LearningError(f"cannot go back to {wanted}: {error}") from error
@@ -261,6 +274,10 @@ class Learning:
         self._accepted = self._restored(checkpoint.learned, state)
         self._candidate = None
         self._checkpoint = cursor
+        try:
+            self._finish_rollback()
+        except (SpoolError, OSError) as error:
+            self._halt(error)
         self._publish("rollback", before)
         self._say("rollback", f"{before} gone back to {wanted}", {"version": wanted})
         return wanted
@@ -284,12 +301,15 @@ class Learning:
     # Beginning.
 
     def _begin(self) -> _Accepted:
+        self._finish_rollback()
         found = self._store.newest()
         if found is None:
+            self._lineage = token_hex(8)
             self._learner = self._fresh()
+            self._put_away(-1)
             accepted = self._as_accepted(0, self._base.version, "", Tally())
-            self._accepted = accepted
-            self._keep()
+            self._write(accepted)
+            self._fit(0)
             return accepted
         kept, state = found
         learned = kept.learned
@@ -300,8 +320,10 @@ class Learning:
                 f"move {self._store.folder} away and begin anew"
             )
         accepted = self._restored(learned, state)
+        self._lineage = learned.lineage
         self._checkpoint = learned.cursor
-        self._spool.finish(learned.cursor, self._store.all()[0].learned.cursor)
+        self._put_away(learned.cursor)
+        self._fit(learned.cursor)
         self._accepted = accepted
         self._say(
             "learner_resumed",
@@ -311,6 +333,42 @@ class Learning:
         if learned.cursor:
             self._publish("resumed", "")
         return accepted
+
+    def _put_away(self, cursor: int) -> None:
+        """Put away what comes after the newest checkpoint that is whole."""
+        for path in self._store.put_away_after(cursor):
+            detail = f"a checkpoint is damaged and passed over; it lies in {path}"
+            self._say("checkpoint_damaged", detail, {"path": str(path)})
+
+    def _fit(self, cursor: int) -> None:
+        """Fit the spool to the checkpoints, where one of them is not that of before."""
+        spool = self._spool
+        oldest = self._store.all()[0].learned.cursor
+        if not spool.fits(self._lineage, cursor):
+            rebased = spool.rebase(self._lineage, cursor, oldest)
+            if cursor or rebased.waiting or rebased.gone:
+                self._say(
+                    "learner_rebased",
+                    f"{spool.path} and {self._store.folder} do not belong together: learning goes "
+                    f"on after batch {cursor}; {rebased.waiting} clips that its weights do not "
+                    f"hold wait again, {rebased.gone} are no longer on disk",
+                    {"batch": cursor, "waiting": rebased.waiting, "gone": rebased.gone},
+                )
+        retired = spool.status().retired_up_to
+        if oldest < retired:  # clips that were learned after it are no longer on disk
+            self._store.forget_before(retired)
+            oldest = self._store.all()[0].learned.cursor
+        spool.finish(cursor, oldest)
+
+    def _finish_rollback(self) -> None:
+        """Delete the checkpoints of what was gone back from, where that was not done."""
+        to, lineage = self._spool.rewound, self._spool.lineage
+        if to is None:
+            return
+        learned = [kept.learned for kept in self._store.all()]
+        if any(each.cursor > to and each.lineage == lineage for each in learned):
+            self._store.forget_after(to)
+        self._spool.settle()
 
     def _restored(self, learned: Learned, state: LearnState) -> _Accepted:
         try:
@@ -326,7 +384,9 @@ class Learning:
         return _Accepted(cursor, version, parent, tally, learner.state(), learner.as_it_is())
 
     def _fresh(self, state: LearnState | None = None) -> OnlineLearner:
-        return OnlineLearner(self._base, self._settings, state, self._importance, self._part)
+        return OnlineLearner(
+            self._base, self._settings, state, self._importance, self._part, self._beat
+        )
 
     # A batch.
 
@@ -352,11 +412,33 @@ class Learning:
             return True
         if batch is None:
             return False
-        if batch.clips:
-            self._take(batch)
-        else:
-            self._hold_on(batch.number)
+        self._try(batch)
         return True
+
+    def _try(self, batch: Journaled) -> None:
+        """Learn a batch, or set it aside: no batch stands in the way of all others for ever."""
+        number = batch.number
+        if self._spool.try_batch(number) >= _ATTEMPTS:
+            self._set_aside(
+                number,
+                f"it was begun {_ATTEMPTS} times and never ended: the learner died, hung or ran "
+                "out of memory each time",
+            )
+            return
+        try:
+            self._take(batch) if batch.clips else self._hold_on(number)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            self._go_back()
+            self._halt(error, f"batch {number} finds no memory")
+            return
+        except (SpoolError, OSError):
+            self._spool.end_batch(number)
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next batches are learned
+            _log.exception("batch %d cannot be learned", number)
+            self._go_back()  # where this fails too, the learner is begun anew
+            self._set_aside(number, f"{type(error).__name__}: {error}"[:1000])
+        self._spool.end_batch(number)
 
     def _seed(self, at: int) -> int:
         digest = sha256(f"{self._settings.seed} {at}".encode()).digest()
@@ -365,7 +447,7 @@ class Learning:
     def _take(self, batch: Journaled) -> None:
         """Judge the candidate by a batch, then learn it."""
         try:
-            clips = [load(clip.payload, self._base.preset.window_s) for clip in batch.clips]
+            clips = [self._loaded(clip.payload) for clip in batch.clips]
         except LabelError as error:
             self._set_aside(batch.number, f"a clip cannot be read: {error}")
             return
@@ -381,10 +463,20 @@ class Learning:
             return
         self._candidate = _Candidate(batch.number, tally, batches, self._clock())
 
+    def _loaded(self, payload: bytes) -> LabeledClip:
+        self._beat()
+        return load(payload, self._base.preset.window_s)
+
     def _learn(
         self, batch: Journaled, clips: Sequence[LabeledClip], batches: Sequence[Batch]
     ) -> None:
-        loss = self._learner.learn(clips, batches, batch.seed, self._beat)
+        known = {*self._learner.categories, *(c.category for c in clips if c.category is not None)}
+        if len(known) > MAX_ENTRIES:
+            raise TrainingError(
+                f"with batch {batch.number} the network would know {len(known)} classes; masks can "
+                f"tell {MAX_ENTRIES}"
+            )
+        loss = self._learner.learn(clips, batches, batch.seed)
         if not all(bool(p.isfinite().all()) for p in self._learner.network.trainable_parameters()):
             raise TrainingError(f"after batch {batch.number} a weight is not finite")
         _log.info("batch %d: %d clips, loss %.3f", batch.number, len(clips), loss)
@@ -485,6 +577,17 @@ class Learning:
 
     def _keep(self) -> Kept:
         accepted = self._accepted
+        kept = self._write(accepted)
+        self._checkpoint_ns = self._clock()
+        self._spool.finish(accepted.cursor, self._store.all()[0].learned.cursor)
+        if accepted.cursor > self._checkpoint:
+            data = {"version": accepted.version, "batch": accepted.cursor}
+            self._say("checkpoint", f"version {accepted.version} is kept in {kept.folder}", data)
+        self._checkpoint = accepted.cursor
+        self._make_room()
+        return kept
+
+    def _write(self, accepted: _Accepted) -> Kept:
         learned = Learned(
             version=accepted.version,
             parent=accepted.parent,
@@ -493,15 +596,11 @@ class Learning:
             cursor=accepted.cursor,
             tally=accepted.tally,
             made_ns=self._now(),
+            lineage=self._lineage,
         )
+        self._beat()
         kept = self._store.write(learned, accepted.network.network, accepted.state)
-        self._checkpoint_ns = self._clock()
-        self._spool.finish(accepted.cursor, self._store.all()[0].learned.cursor)
-        if accepted.cursor > self._checkpoint:
-            data = {"version": accepted.version, "batch": accepted.cursor}
-            self._say("checkpoint", f"version {accepted.version} is kept in {kept.folder}", data)
-        self._checkpoint = accepted.cursor
-        self._make_room()
+        self._beat()
         return kept
 
     def _make_room(self) -> None:
@@ -517,9 +616,9 @@ class Learning:
                 {"version": oldest.version, "batch": oldest.cursor},
             )
 
-    def _halt(self, error: Exception) -> None:
+    def _halt(self, error: Exception, what: str = "what is learned cannot be kept") -> None:
         first = self._halted is None
-        self._halted = f"what is learned cannot be kept: {error}; masks go on, tried again in 60 s"
+        self._halted = f"{what}: {error}; masks go on, tried again in 60 s"
         self._retry_ns = self._clock() + _RETRY_NS
         if first:
             self._say("learner_halted", self._halted, {})

@@ -30,6 +30,7 @@ from .places import make_private
 WEIGHTS, STATE = "weights.safetensors", "state.safetensors"
 FORMAT: Final = 1
 _DIGITS = 12
+_DAMAGED = ".damaged"
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +72,7 @@ class Learned:
         cursor: number of the last batch in it, 0 for the base itself.
         tally: of the stream up to there.
         made_ns: when, nanoseconds since 1970.
+        lineage: of the checkpoints that began together; see `spool`.
     """
 
     version: str
@@ -80,6 +82,11 @@ class Learned:
     cursor: int
     tally: Tally = field(default_factory=Tally)
     made_ns: int = 0
+    lineage: str = ""
+
+    def is_same_as(self, other: Learned) -> bool:
+        """Whether both name the same weights, learned from the same clips."""
+        return (self.version, self.lineage) == (other.version, other.lineage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +117,7 @@ class LearnStore:
     def write(self, learned: Learned, network: Network, state: LearnState) -> Kept:
         """Keep a state; the oldest beyond `keep` are deleted.
 
-        A checkpoint of this batch that is there and can be read stays as it is.
+        The same checkpoint, where it is there and whole, stays as it is.
 
         Raises:
             OSError: it cannot be written, as where the disk is full; those before it are as they
@@ -120,9 +127,9 @@ class LearnStore:
         part = self.folder / f".{final.name}.part"
         for left in self.folder.glob(".*.part"):  # by a learner that was killed
             shutil.rmtree(left, ignore_errors=True)
-        for kept in self._listed():
-            if kept.folder == final:
-                return kept
+        there = self._whole(final)
+        if there is not None and there[0].learned.is_same_as(learned):
+            return there[0]
         try:
             make_private(part)
             checkpoints.save(
@@ -151,19 +158,15 @@ class LearnStore:
     def newest(self) -> tuple[Kept, LearnState] | None:
         """The newest checkpoint that is whole; what is not is told in the log, and passed over."""
         for folder in reversed(self._folders()):
-            try:
-                return self._read(folder)
-            except (WeightsError, OSError, ValueError, KeyError, TypeError) as error:
-                _log.warning(
-                    "%s cannot be gone on from, an earlier one is tried: %s", folder, error
-                )
+            if (whole := self._whole(folder)) is not None:
+                return whole
         return None
 
     def find(self, version: str) -> tuple[Kept, LearnState] | None:
-        """The checkpoint of a version, None where it is not kept or cannot be read."""
+        """The checkpoint of a version, None where it is not kept or is damaged."""
         for kept in self.all():
             if kept.learned.version == version:
-                return self._read(kept.folder)
+                return self._whole(kept.folder)
         return None
 
     def all(self) -> list[Kept]:
@@ -176,6 +179,19 @@ class LearnStore:
             if int(folder.name) > cursor:
                 shutil.rmtree(folder)
         _sync(self.folder)
+
+    def put_away_after(self, cursor: int) -> list[Path]:
+        """Rename the checkpoints of later batches, which are damaged, and let people look at them.
+
+        Those that were put away before are deleted.
+
+        Returns:
+            Where they lie now.
+        """
+        late = [folder for folder in self._folders() if int(folder.name) > cursor]
+        for old in self.folder.glob("*" + _DAMAGED) if late else ():
+            shutil.rmtree(old)
+        return [folder.rename(folder.with_name(folder.name + _DAMAGED)) for folder in late]
 
     def forget_before(self, cursor: int) -> None:
         """Delete the checkpoints of earlier batches."""
@@ -191,6 +207,16 @@ class LearnStore:
                 yield Kept(learned, folder)
             except (WeightsError, OSError, ValueError, KeyError, TypeError):
                 continue
+
+    def _whole(self, folder: Path) -> tuple[Kept, LearnState] | None:
+        """What lies there, None where nothing does; what is damaged is told in the log."""
+        if not folder.exists():
+            return None
+        try:
+            return self._read(folder)
+        except (WeightsError, OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("%s is damaged and passed over: %s", folder, error)
+            return None
 
     def _read(self, folder: Path) -> tuple[Kept, LearnState]:
         tensors, metadata = read_tensors(folder / STATE)

@@ -312,8 +312,9 @@ class Event(Checked):
             ``reconnect`` a live source is lost or not there yet, ``model_swap``, ``trouble``
             damage in the medium, ``failed`` the stream ended by a failure, ``subscriber_stalled``
             masks go on without one that stopped reading. Of the learner: ``batch_refused``,
-            ``checkpoint``, ``rollback``, ``learner_resumed``, ``learner_halted``, ``learner_died``,
-            ``weights_refused``.
+            ``checkpoint``, ``checkpoint_damaged``, ``rollback``, ``learner_resumed``,
+            ``learner_rebased``, ``learner_halted``, ``learner_died``, ``weights_refused``. Of the
+            intake: ``intake_failed``, ``intake_opened``.
         epoch: epoch of the stream at that moment.
         pts_ns: where on the stream's timeline, None where nowhere.
         detail: for people.

@@ -95,6 +95,7 @@ class OnlineLearner:
             rate; None begins at the base.
         importance: of the base's weights, for methods that hold a base; None: nothing is held.
         part: entered for each part of the work that computes on the device.
+        beat: called after each clip that was read, each batch that was scored and each step.
 
     Attributes:
         network: as learned so far, in `eval()` between two calls.
@@ -113,9 +114,10 @@ class OnlineLearner:
         state: LearnState | None = None,
         importance: BaseImportance | None = None,
         part: Part = undivided,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
-        self._part = part
+        self._part, self._beat = part, beat
         self.network = _copy(base, settings.parts)
         method = load_method(settings.method, dict(settings.options))
         if method.needs_boundaries:
@@ -167,7 +169,7 @@ class OnlineLearner:
 
     def batches(self, clips: Sequence[LabeledClip]) -> list[Batch]:
         """Clips as this network takes them; see `clipbatch.batches_of`."""
-        return batches_of(clips, self.network, self.settings.frames)
+        return batches_of(clips, self.network, self.settings.frames, self._beat)
 
     def as_it_is(self) -> Teacher:
         """The network at this moment, to be asked later; only what trains is copied."""
@@ -187,22 +189,16 @@ class OnlineLearner:
         for batch in batches:
             with self._part("score"):
                 found.append(frame_scores(chosen, [batch]))
+            self._beat()
         return np.concatenate(found)
 
-    def learn(
-        self,
-        clips: Sequence[LabeledClip],
-        batches: Sequence[Batch],
-        seed: int,
-        on_step: Callable[[], None] = lambda: None,
-    ) -> float:
+    def learn(self, clips: Sequence[LabeledClip], batches: Sequence[Batch], seed: int) -> float:
         """Learn clips, once; new classes among them get a row of the head.
 
         Args:
             clips: at least one.
             batches: of these clips, see `batches`.
             seed: of everything random in it.
-            on_step: called after each step.
 
         Returns:
             The mean of the task's loss over the steps.
@@ -221,7 +217,7 @@ class OnlineLearner:
         try:
             for batch in known * self.settings.passes:
                 losses.append(self.trainer.step(batch)["loss"])
-                on_step()
+                self._beat()
         finally:
             self.network.eval()
         return float(np.mean(losses))

@@ -21,6 +21,7 @@ from .engine import Engine, EngineError, Weights
 from .fields import to_map
 from .infos import LadderInfo
 from .intake import Intake
+from .lateintake import LateIntake
 from .latency import Latencies
 from .memory import resident_mb
 from .messages import Event, Hello, Mask, ModelInfo
@@ -31,7 +32,7 @@ from .publisher import Publisher, PublisherError
 from .replayring import ReplayRing
 from .results import mask_message
 from .signals import Signals
-from .spoolfile import SpoolError
+from .spoolfile import SpoolError, passes
 from .supervisor import Supervisor
 
 OK, FAILED, REFUSED = 0, 1, 2
@@ -56,7 +57,8 @@ def run(config: Config, *, clock: Callable[[], int] = time.monotonic_ns) -> int:
 
     Returns:
         0 after the end or a drain, 1 where it failed while running, 2 where it could not start: no
-        such medium, weights missing or wrong, an address in use.
+        such medium, weights missing or wrong, an address in use, a spool that is damaged. One that
+        is locked, or on a full disk, is waited for while masks are made.
     """
     allow_many()
     with Signals() as signals:
@@ -128,7 +130,7 @@ class Service:
             clock=clock,
         )
         self._ring: ReplayRing | None = None
-        self._intake: Intake | None = None
+        self._intake: Intake | LateIntake | None = None
         self._learner: Supervisor | None = None
         try:
             if config.intake.enabled:
@@ -140,13 +142,23 @@ class Service:
             raise
 
     def _open_intake(self) -> None:
+        """Take labels; where what stands in the way may go by itself, later."""
         config, engine = self._config, self._engine
-        self._ring = ReplayRing(config.intake.replay_s, config.intake.replay_mb * 1_000_000)
+        ring = self._ring = ReplayRing(config.intake.replay_s, config.intake.replay_mb * 1_000_000)
         orders = None
         if config.learner.enabled:
             self._learner = Supervisor(config, engine.layout, self._announce)
             orders = self._learner.order
-        self._intake = open_intake(config, engine, self._ring, self._bus.instance, orders)
+
+        def opened() -> Intake:
+            return open_intake(config, engine, ring, self._bus.instance, orders)
+
+        try:
+            self._intake = opened()
+        except (SpoolError, OSError) as error:
+            if not passes(error):
+                raise
+            self._intake = LateIntake(opened, config.intake.endpoint, error, self._announce)
 
     @classmethod
     def start(cls, config: Config, signals: Signals, clock: Callable[[], int]) -> Service:

@@ -19,6 +19,15 @@ of a learner that judges its own steps: `Spool.quarantine` sets a batch aside, a
 between `Spool.release` (its clips wait again) and `Spool.discard`. A person's order to consolidate
 is journaled too, as a batch without clips (`Spool.note_consolidation`).
 
+Exactly once is meant within a *lineage*: the checkpoints that began together, from one base. The
+spool knows which lineage its cursors belong to. Where a learner comes with other checkpoints (a new
+base, a store or a spool that was moved away, a backup), `Spool.rebase` fits both together: what
+these checkpoints do not hold and is still on disk waits again, numbers go on, and nothing of what
+waited or was set aside is touched.
+
+A batch may kill its learner. So `Spool.try_batch` counts on disk how often a batch was begun since
+it was last learned to its end (`Spool.end_batch`).
+
 A clip is ``pending``, then ``journaled``, then ``consumed`` (or ``quarantined``, then ``pending``
 or ``discarded``); a pending one may be replaced or become ``deleted``. Its id is kept for ever.
 """
@@ -33,7 +42,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from .spooled import Batch, ClipState, Outcome, SetAside, SpoolStatus, StoredClip, Waiting
+from .spooled import (
+    Batch,
+    ClipState,
+    Outcome,
+    Rebased,
+    SetAside,
+    SpoolStatus,
+    StoredClip,
+    Waiting,
+)
 from .spoolfile import (
     ConflictError,
     CorruptError,
@@ -301,8 +319,106 @@ class Spool:
         """
         with self._file.transaction():
             number = self._last_batch() + 1
-            self._db.execute("INSERT INTO batches VALUES (?, 0, 'journaled', '')", (number,))
+            self._db.execute(
+                "INSERT INTO batches (number, seed, state) VALUES (?, 0, 'journaled')", (number,)
+            )
         return number
+
+    def try_batch(self, number: int) -> int:
+        """Count that a batch is begun, on disk before its first step.
+
+        Returns:
+            How often it was begun before and not ended: its learner died in it each time.
+
+        Raises:
+            JournalError: there is no such batch.
+            StorageError, CorruptError: the file.
+        """
+        with self._file.transaction():
+            row = self._db.execute(
+                "SELECT attempts FROM batches WHERE number = ?", (number,)
+            ).fetchone()
+            if row is None:
+                raise JournalError(f"batch {number} is not in the journal; it cannot be begun")
+            self._db.execute(
+                "UPDATE batches SET attempts = attempts + 1 WHERE number = ?", (number,)
+            )
+        return row[0]
+
+    def end_batch(self, number: int) -> None:
+        """Note that a batch was learned to its end, and may be learned again; see `try_batch`.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        with self._file.transaction():
+            self._db.execute("UPDATE batches SET attempts = 0 WHERE number = ?", (number,))
+
+    @property
+    def lineage(self) -> str | None:
+        """Of the checkpoints that the cursors belong to; None: nothing was learned from here.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        with self._file.told():
+            return self._db.execute("SELECT lineage FROM cursor").fetchone()[0]
+
+    def fits(self, lineage: str, up_to: int) -> bool:
+        """Whether learning can go on from a checkpoint without `rebase`.
+
+        Args:
+            lineage: of the checkpoint.
+            up_to: its cursor.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        with self._file.transaction(reading=True):
+            _, retired = self._cursors()
+            return self.lineage == lineage and retired <= up_to <= self._last_batch()
+
+    def rebase(self, lineage: str, up_to: int, oldest_kept: int) -> Rebased:
+        """Go on with other checkpoints than before, once; saying it again changes nothing.
+
+        Checkpoints of another lineage hold none of the batches here: clips whose payloads are there
+        wait again, at their old places. Those of the same lineage come from a backup, or the spool
+        does: they hold the batches up to their cursor. Clips that wait or are set aside stay so.
+
+        Args:
+            lineage: of the checkpoints.
+            up_to: cursor of the one to go on from; new batches are numbered from there on, or from
+                the last one here.
+            oldest_kept: cursor of the oldest one.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        with self._file.transaction():
+            _, retired = self._cursors()
+            waiting = 0
+            if self.lineage == lineage:
+                first_gone, oldest_kept = up_to + 1, max(oldest_kept, min(retired, up_to))
+            else:
+                first_gone = 0
+                waiting = self._set_states("pending", "journaled", retired + 1, self._last_batch())
+                self._db.execute(
+                    "UPDATE batches SET attempts = 0, state = CASE"
+                    " WHEN number IN (SELECT batch FROM members) THEN 'released' ELSE 'past' END"
+                    " WHERE state = 'journaled' AND number > ?",
+                    (retired,),
+                )
+            gone = self._set_states("consumed", "journaled", first_gone, retired)
+            self._db.execute(
+                "UPDATE batches SET state = 'past'"
+                " WHERE state = 'journaled' AND number BETWEEN ? AND ?",
+                (first_gone, retired),
+            )
+            self._db.execute(
+                "UPDATE cursor SET finished = ?, retired = ?, lineage = ?, rewound = NULL",
+                (up_to, oldest_kept, lineage),
+            )
+        return Rebased(waiting, gone)
 
     def finish(self, up_to: int, oldest_kept: int) -> None:
         """Note what the checkpoints hold; payloads that none of them needs any more are deleted.
@@ -377,7 +493,8 @@ class Spool:
     def rewind(self, to: int, reason: str) -> None:
         """Go back to an earlier checkpoint: what was learned after it is set aside.
 
-        To be called after the later checkpoints were deleted.
+        To be called before the later checkpoints are deleted, and `settle` after it. Killed in
+        between, the learner finds `rewound` and goes on to delete them.
 
         Args:
             to: cursor of the checkpoint, one that is still kept.
@@ -401,7 +518,26 @@ class Spool:
                 " ELSE 'discarded' END WHERE state = 'journaled' AND number > ?",
                 (reason, to),
             )
-            self._db.execute("UPDATE cursor SET finished = ?", (to,))
+            self._db.execute("UPDATE cursor SET finished = ?, rewound = ?", (to, to))
+
+    @property
+    def rewound(self) -> int | None:
+        """Where `rewind` went back to, as long as checkpoints after it may be there; else None.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        with self._file.told():
+            return self._db.execute("SELECT rewound FROM cursor").fetchone()[0]
+
+    def settle(self) -> None:
+        """Note that the checkpoints after `rewound` are deleted.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        with self._file.transaction():
+            self._db.execute("UPDATE cursor SET rewound = NULL")
 
     def release(self, number: int) -> None:
         """Let the clips of a batch in quarantine wait again, at their old places.
@@ -473,7 +609,9 @@ class Spool:
         return self._db.execute("SELECT finished, retired FROM cursor").fetchone()
 
     def _last_batch(self) -> int:
-        return self._db.execute("SELECT coalesce(max(number), 0) FROM batches").fetchone()[0]
+        """Number of the last batch; a spool that is younger than its checkpoints goes on theirs."""
+        query = "SELECT max(finished, (SELECT coalesce(max(number), 0) FROM batches)) FROM cursor"
+        return self._db.execute(query).fetchone()[0]
 
     def _journal(self, number: int, size: int, seed: int) -> tuple[int, int] | None:
         rows = self._db.execute(
@@ -481,7 +619,9 @@ class Spool:
         ).fetchall()
         if not rows:
             return None
-        self._db.execute("INSERT INTO batches VALUES (?, ?, 'journaled', '')", (number, seed))
+        self._db.execute(
+            "INSERT INTO batches (number, seed, state) VALUES (?, ?, 'journaled')", (number, seed)
+        )
         self._db.executemany(
             "INSERT INTO members VALUES (?, ?, ?)",
             [(number, place, sequence) for place, (sequence,) in enumerate(rows)],
@@ -500,14 +640,14 @@ class Spool:
         self._set_states(clips, before, number, number)
         self._db.execute("UPDATE batches SET state = ? WHERE number = ?", (after, number))
 
-    def _set_states(self, state: ClipState, batches: str, first: int, last: int) -> None:
+    def _set_states(self, state: ClipState, batches: str, first: int, last: int) -> int:
         """Set the state of all clips in the batches of one state from the first to the last."""
-        self._db.execute(
+        return self._db.execute(
             "UPDATE clips SET state = ? WHERE sequence IN (SELECT sequence FROM members"
             " JOIN batches ON batch = number"
             " WHERE batches.state = ? AND number BETWEEN ? AND ?)",
             (state, batches, first, last),
-        )
+        ).rowcount
 
     def _members(self, number: int) -> tuple[str, ...]:
         rows = self._db.execute(

@@ -83,3 +83,16 @@ class Waiting:
     pending: int
     oldest_ns: int | None
     journaled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rebased:
+    """What became of clips when other checkpoints than before came to a spool.
+
+    Attributes:
+        waiting: clips that these do not hold and that wait again.
+        gone: clips that these do not hold and whose payloads are deleted.
+    """
+
+    waiting: int
+    gone: int

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Final
 
-_FORMAT = 1
+_FORMAT = 2
 _BUSY_S = 10.0
 _PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
 _PASSING_ERRNOS = {
@@ -49,7 +49,8 @@ CREATE TABLE batches (
     number INTEGER PRIMARY KEY,
     seed INTEGER NOT NULL,
     state TEXT NOT NULL,
-    reason TEXT NOT NULL DEFAULT ''
+    reason TEXT NOT NULL DEFAULT '',
+    attempts INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE members (
     batch INTEGER NOT NULL REFERENCES batches,
@@ -57,8 +58,19 @@ CREATE TABLE members (
     sequence INTEGER NOT NULL REFERENCES clips,
     PRIMARY KEY (batch, place)
 ) WITHOUT ROWID;
-CREATE TABLE cursor (finished INTEGER NOT NULL, retired INTEGER NOT NULL);
-INSERT INTO cursor VALUES (0, 0);
+CREATE TABLE cursor (
+    finished INTEGER NOT NULL,
+    retired INTEGER NOT NULL,
+    lineage TEXT,
+    rewound INTEGER
+);
+INSERT INTO cursor VALUES (0, 0, NULL, NULL);
+"""
+_FROM_FORMAT_1 = """
+ALTER TABLE batches ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE cursor ADD COLUMN lineage TEXT;
+ALTER TABLE cursor ADD COLUMN rewound INTEGER;
+UPDATE cursor SET lineage = '';
 """
 
 
@@ -225,14 +237,21 @@ class SpoolFile:
                 self.connection.execute("SELECT finished, retired FROM cursor").fetchone()
                 return
             (tables,) = self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if version == 1:
+                self._run(_FROM_FORMAT_1)
+                return
             if version or tables:
                 raise CorruptError(
                     f"{self.path}: is of format {version}; this program reads {_FORMAT}: choose "
                     "another folder (intake.spool)"
                 )
-            for statement in _SCHEMA.split(";"):
-                self.connection.execute(statement)
-            self.connection.execute(f"PRAGMA user_version={_FORMAT}")
+            self._run(_SCHEMA)
+
+    def _run(self, script: str) -> None:
+        """Bring the file to this format, within a transaction."""
+        for statement in script.split(";"):
+            self.connection.execute(statement)
+        self.connection.execute(f"PRAGMA user_version={_FORMAT}")
 
 
 def passes(error: Exception) -> bool:

@@ -63,7 +63,9 @@ class Bench:
         network=None,
         importance=None,
         max_clips=10_000,
+        **more,
     ):
+        self.more = more
         self.importance = importance
         self.folder, self.settings, self.rules = folder, settings, rules
         self.network = network or base()
@@ -85,6 +87,7 @@ class Bench:
             importance=self.importance,
             clock=lambda: self.time_ns,
             now=lambda: self.time_ns,
+            **self.more,
         )
         return self.learning
 
@@ -105,6 +108,10 @@ class Bench:
     @property
     def kinds(self) -> list[str]:
         return [n.kind for n in self.told if isinstance(n, Happening)]
+
+    def notice(self, kind: str) -> Happening:
+        """The latest of its kind."""
+        return next(n for n in reversed(self.told) if isinstance(n, Happening) and n.kind == kind)
 
     def states(self):
         return self.spool.status().clips

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zmq
+from atlasd.daemon import spoolfile
 from atlasd.daemon.client import subscribe
 from atlasd.daemon.config import Config
-from atlasd.daemon.labelclient import LabelClient, NoAnswerError
+from atlasd.daemon.labelclient import LabelClient, LabelRefusedError, NoAnswerError
 from atlasd.daemon.labelclips import label_mask, load
 from atlasd.daemon.labeldesk import LabelDesk
 from atlasd.daemon.labels import PutFrame
@@ -23,7 +26,7 @@ from atlasd.daemon.messages import Event, Hello, Mask, Status
 from atlasd.daemon.places import spool_folder
 from atlasd.daemon.publisher import Publisher
 from atlasd.daemon.service import FAILED, OK, REFUSED, run
-from atlasd.daemon.spool import Spool
+from atlasd.daemon.spool import FILE_NAME, Spool
 from atlasd.model import checkpoints
 from atlasd.model.presets import build
 from atlasd.streams.files import FileSource
@@ -380,6 +383,47 @@ def test_a_spool_or_an_address_that_cannot_be_had_is_refused_in_one_line(tmp_pat
     assert "other machines" in refused(taking(0.2, "intake.endpoint=tcp://0.0.0.0:0"), caplog)
     with Publisher(config.publish.endpoint):
         pass  # what was bound is free again
+
+
+def test_a_spool_that_is_locked_at_the_start_costs_no_mask_and_is_taken_later(
+    tmp_path, taking, monkeypatch
+):
+    monkeypatch.setattr(spoolfile, "_BUSY_S", 0.01)
+    Spool(tmp_path / "spool").close()
+    config = taking(6.0, "source.pace=real")
+    seen: list = []
+    with (
+        closing(sqlite3.connect(tmp_path / "spool" / FILE_NAME, isolation_level=None)) as other,
+        subscribe(
+            config.publish.endpoint, kinds=(Mask, Status, Event), mode="all", timeout_s=PATIENCE_S
+        ) as messages,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        with Daemon(config) as daemon:
+
+            def until(wanted):
+                for message in messages:
+                    seen.append(message)
+                    if wanted(message):
+                        return message
+                pytest.fail("the stream is over")
+
+            until(lambda m: isinstance(m, Mask))
+            failed = until(lambda m: isinstance(m, Status) and m.intake is not None).intake
+            assert (failed.state, failed.endpoint) == ("failed", config.intake.endpoint)
+            assert "locked" in failed.detail
+            assert "tried again in" in failed.detail
+            other.execute("ROLLBACK")
+            until(lambda m: isinstance(m, Event) and m.kind == "intake_opened")
+            with (
+                LabelClient(config.intake.endpoint, timeout_s=PATIENCE_S) as client,
+                pytest.raises(LabelRefusedError, match="'nothing'"),
+            ):
+                client.delete("nothing")
+            until(lambda m: isinstance(m, Status) and m.intake.state == "running")
+            seen += list(messages)
+    assert daemon.code == OK
+    assert len([m for m in seen if isinstance(m, Mask)]) == 150
 
 
 def test_the_spool_stands_where_programs_keep_their_state(tmp_path):

@@ -1,0 +1,652 @@
+"""Learning goes on: checkpoints or spool that were moved away, batches that kill, rollbacks cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from atlasd.daemon import learnstore, spoolfile
+from atlasd.daemon.journal import read_journal
+from atlasd.daemon.labelclips import write_clip
+from atlasd.daemon.labels import Refused, pack_stored
+from atlasd.daemon.learnermain import carry_out
+from atlasd.daemon.learning import LearningError
+from atlasd.daemon.learnstore import LearnStore
+from atlasd.daemon.orders import Carried, Order
+from atlasd.daemon.spool import FILE_NAME, Spool
+from atlasd.model.checkpoints import read_tensors, write_tensors
+from atlasd.model.presets import build
+from atlasd.streams.clips import LabeledClip
+from served import tiny_network
+from test_learning import RULES, SETTINGS, Bench, same
+from test_learning import toy as long_toy
+
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path)
+    yield made
+    made.spool.close()
+
+
+def toy(seed: int, category: str = "bell") -> LabeledClip:
+    """Two frames, which are learned in no time."""
+    made = long_toy(seed, category)
+    clip = dataclasses.replace(made.clip, samples=made.clip.samples[:2])
+    return dataclasses.replace(made, clip=clip, masks=made.masks[:2])
+
+
+class KilledError(BaseException):
+    """The process ends here; nothing that it would still do happens."""
+
+
+def taught(bench: Bench, clips: int) -> Bench:
+    bench.put(*(toy(k) for k in range(clips)))
+    bench.turns()
+    bench.learning.checkpoint()
+    return bench
+
+
+def away(bench: Bench, name: str = "old") -> Path:
+    """Move the checkpoints away, as the daemon advises."""
+    return bench.store.folder.rename(bench.folder / name)
+
+
+def new_spool(bench: Bench) -> None:
+    """Move the spool away, as it advises, and begin another one."""
+    bench.spool.close()
+    for path in bench.spool.path.parent.glob("clips*"):
+        path.rename(bench.folder / path.name)
+    bench.spool = Spool(bench.folder / "spool", clock=lambda: bench.time_ns)
+
+
+# Checkpoints that were moved away.
+
+
+def test_who_moves_checkpoints_away_begins_anew_with_all_that_is_still_on_disk(bench):
+    """Consumed clips whose payloads are there, pending and quarantined ones: none is lost."""
+    taught(bench, 10)
+    bench.put(toy(10), toy(11))
+    bench.turns()
+    bench.put(toy(12))
+    bench.spool.quarantine(6, "for a person")
+    retired = bench.spool.status().retired_up_to
+    gone = 2 * retired
+    assert gone
+    away(bench)
+    bench.network = build("tiny", seed=5)
+    bench.network.trained = True
+    bench.begin()
+    assert bench.states() == {"consumed": gone, "pending": 11 - gone, "quarantined": 2}
+    told = bench.notice("learner_rebased")
+    assert told.data == {"batch": 0, "waiting": 10 - gone, "gone": gone}
+    bench.turns()
+    bench.wait(5)
+    bench.turns()
+    bench.learning.checkpoint()
+    assert bench.learning.info().clips == 11 - gone
+    assert bench.states() == {"consumed": 11, "quarantined": 2}
+    bench.learning.release(6)
+    bench.turns()
+    bench.learning.checkpoint()
+    assert bench.states() == {"consumed": 13}
+
+
+def test_beginning_anew_happens_once_and_a_restart_goes_on(bench):
+    taught(bench, 8)
+    away(bench)
+    bench.begin()
+    bench.turns()
+    bench.learning.checkpoint()
+    version = bench.learning.info().version
+    bench.begin()
+    assert bench.learning.info().version == version
+    assert bench.turns() == 0
+    assert bench.kinds.count("learner_rebased") == 1
+
+
+def test_a_learner_that_is_killed_as_it_begins_anew_begins_anew_again(bench, monkeypatch):
+    taught(bench, 8)
+    waiting = 8 - 2 * bench.spool.status().retired_up_to
+    away(bench)
+    for name in ("rebase", "finish"):
+        with monkeypatch.context() as patch:
+
+            def killed(*_):
+                raise KilledError
+
+            patch.setattr(bench.spool, name, killed)
+            with pytest.raises(KilledError):
+                bench.begin()
+    bench.begin()
+    bench.turns()
+    bench.learning.checkpoint()
+    assert bench.learning.info().clips == waiting
+
+
+def test_checkpoints_that_come_back_after_a_new_beginning_are_gone_on_from(bench):
+    """What the learner between them learned, and is on disk, they learn too."""
+    taught(bench, 4)
+    version = bench.learning.info().version
+    old = away(bench)
+    bench.begin()
+    bench.put(*(toy(k) for k in range(4, 8)))
+    bench.turns()
+    bench.learning.checkpoint()
+    away(bench, "newer")
+    old.rename(bench.store.folder)
+    bench.begin()
+    assert bench.learning.info().version == version
+    told = bench.notice("learner_rebased")
+    assert told.data["waiting"] + told.data["gone"] > 0
+    assert bench.turns() > 0
+    bench.learning.checkpoint()
+    assert bench.learning.info().clips == 4 + told.data["waiting"]
+    assert bench.states() == {"consumed": 8}
+
+
+def test_checkpoints_of_a_backup_are_gone_on_from_and_nothing_of_them_is_learned_again(bench):
+    taught(bench, 4)
+    backup = bench.folder / "backup"
+    shutil.copytree(bench.store.folder, backup)
+    bench.put(*(toy(k) for k in range(4, 14)))
+    bench.turns()
+    bench.learning.checkpoint()
+    retired = bench.spool.status().retired_up_to
+    assert retired > 2
+    away(bench)
+    backup.rename(bench.store.folder)
+    bench.begin()
+    assert bench.notice("learner_rebased").data == {
+        "batch": 2,
+        "waiting": 0,
+        "gone": 2 * (retired - 2),
+    }
+    bench.turns()
+    bench.learning.checkpoint()
+    assert bench.learning.info().clips == 4 + 2 * (7 - retired)
+    assert bench.states() == {"consumed": 14}
+    bench.begin()
+    assert bench.turns() == 0
+
+
+# A spool that was moved away.
+
+
+def test_a_new_spool_is_numbered_from_the_checkpoints_cursor_on(bench):
+    taught(bench, 6)
+    version = bench.learning.info().version
+    new_spool(bench)
+    bench.begin()
+    assert bench.learning.info().version == version
+    assert bench.notice("learner_rebased").data == {"batch": 3, "waiting": 0, "gone": 0}
+    bench.put(toy(6), toy(7))
+    bench.turns()
+    bench.learning.checkpoint()
+    info = bench.learning.info()
+    assert (info.batch, info.clips) == (4, 8)
+    assert bench.states() == {"consumed": 2}
+    assert bench.learning.rollback() == version
+    assert [a.number for a in bench.spool.status().set_aside] == [4]
+    bench.begin()
+    assert bench.learning.info().version == version
+    assert bench.kinds.count("learner_rebased") == 1
+
+
+def test_versions_from_before_a_new_spool_can_be_gone_back_to(bench):
+    taught(bench, 6)
+    new_spool(bench)
+    bench.begin()
+    before = bench.learning.versions()[-2]
+    assert bench.learning.rollback() == before.version
+    bench.put(toy(6), toy(7))
+    bench.turns()
+    bench.learning.checkpoint()
+    assert bench.learning.info().batch == before.batch + 1
+
+
+def test_clips_that_waited_in_another_spool_are_learned(bench):
+    taught(bench, 6)
+    new_spool(bench)
+    bench.put(toy(6), toy(7))
+    bench.begin()
+    bench.turns()
+    assert bench.learning.info().candidate == 4
+
+
+def test_a_spool_of_a_backup_gives_nothing_again_that_the_checkpoints_hold(bench):
+    bench.put(*(toy(k) for k in range(4)))
+    bench.turns()
+    bench.learning.checkpoint()
+    bench.spool.close()
+    saved = bench.spool.path.read_bytes()
+    bench.spool = Spool(bench.folder / "spool", clock=lambda: bench.time_ns)
+    bench.begin()
+    bench.put(toy(4), toy(5))
+    bench.turns()
+    bench.learning.checkpoint()
+    bench.spool.close()
+    bench.spool.path.write_bytes(saved)
+    bench.spool = Spool(bench.folder / "spool", clock=lambda: bench.time_ns)
+    bench.begin()
+    assert bench.turns() == 0
+    bench.put(toy(6), toy(7))
+    bench.turns()
+    bench.learning.checkpoint()
+    assert (bench.learning.info().batch, bench.learning.info().clips) == (4, 8)
+    assert bench.states() == {"consumed": 6}
+
+
+# What was there before spools knew whose they are.
+
+FORMAT_1 = """
+CREATE TABLE clips (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    digest BLOB NOT NULL,
+    bytes INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    stored_ns INTEGER NOT NULL
+);
+CREATE INDEX clips_by_state ON clips (state, sequence);
+CREATE TABLE payloads (
+    sequence INTEGER PRIMARY KEY REFERENCES clips,
+    bytes INTEGER NOT NULL,
+    crc32 INTEGER NOT NULL,
+    payload BLOB NOT NULL
+);
+CREATE TABLE batches (
+    number INTEGER PRIMARY KEY,
+    seed INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT ''
+);
+CREATE TABLE members (
+    batch INTEGER NOT NULL REFERENCES batches,
+    place INTEGER NOT NULL,
+    sequence INTEGER NOT NULL REFERENCES clips,
+    PRIMARY KEY (batch, place)
+) WITHOUT ROWID;
+CREATE TABLE cursor (finished INTEGER NOT NULL, retired INTEGER NOT NULL);
+INSERT INTO cursor VALUES (0, 0);
+PRAGMA user_version=1;
+"""
+INTO_FORMAT_1 = """
+DELETE FROM cursor;
+INSERT INTO clips SELECT * FROM now.clips;
+INSERT INTO payloads SELECT * FROM now.payloads;
+INSERT INTO batches SELECT number, seed, state, reason FROM now.batches;
+INSERT INTO members SELECT * FROM now.members;
+INSERT INTO cursor SELECT finished, retired FROM now.cursor;
+"""
+
+
+def test_a_spool_and_checkpoints_of_the_first_format_are_gone_on_from(bench):
+    taught(bench, 4)
+    bench.spool.close()
+    bench.spool.path.rename(bench.folder / "now.sqlite")
+    with closing(sqlite3.connect(bench.spool.path)) as old:
+        old.executescript(FORMAT_1)
+        old.execute("ATTACH ? AS now", (str(bench.folder / "now.sqlite"),))
+        old.executescript(INTO_FORMAT_1)
+    for kept in bench.store.all():
+        tensors, metadata = read_tensors(kept.folder / learnstore.STATE)
+        told = json.loads(metadata["manifest"])
+        del told["learned"]["lineage"]
+        write_tensors(kept.folder / learnstore.STATE, tensors, {"manifest": json.dumps(told)})
+    bench.spool = Spool(bench.folder / "spool", clock=lambda: bench.time_ns)
+    bench.begin()
+    assert "learner_rebased" not in bench.kinds
+    assert bench.turns() == 0
+    bench.put(toy(4), toy(5))
+    bench.turns()
+    bench.learning.checkpoint()
+    assert (bench.learning.info().batch, bench.learning.info().clips) == (3, 6)
+
+
+# Batches that kill.
+
+
+class Part:
+    """Enters parts of the work, and fails in a chosen one."""
+
+    def __init__(self):
+        self.log: list[str] = []
+        self.fails: BaseException | None = None
+
+    @contextmanager
+    def __call__(self, name: str):
+        self.log.append(name)
+        if self.fails is not None and name == "forward":
+            raise self.fails
+        yield
+
+
+def test_a_batch_that_kills_its_learner_is_set_aside_at_the_fourth_start(tmp_path):
+    part = Part()
+    bench = Bench(tmp_path, rules=dataclasses.replace(RULES, checkpoint_s=1e9), part=part)
+    with bench.spool:
+        bench.put(*(toy(k) for k in range(4)))
+        bench.learning.turn()
+        part.fails = KilledError()
+        for _ in range(3):
+            with pytest.raises(KilledError):
+                bench.turns()
+            part.fails = None
+            bench.begin()
+            bench.learning.turn()  # the first batch, which is learned to its end
+            part.fails = KilledError()
+        part.fails = None
+        bench.put(toy(4), toy(5))
+        bench.turns()
+        (aside,) = bench.spool.status().set_aside
+        assert aside.number == 2
+        assert "3 times" in aside.reason
+        assert "batch_refused" in bench.kinds
+        bench.learning.checkpoint()
+        assert bench.states() == {"consumed": 4, "quarantined": 2}
+        bench.learning.release(2)
+        bench.turns()
+        bench.learning.checkpoint()
+        assert bench.states() == {"consumed": 6}
+
+
+def test_a_batch_that_is_learned_again_after_each_restart_is_not_set_aside(bench):
+    """As a candidate is that nobody judged: it was never the reason."""
+    bench.put(toy(0), toy(1))
+    for _ in range(6):
+        bench.turns()
+        assert bench.learning.info().candidate == 1
+        bench.begin()
+    assert not bench.spool.status().set_aside
+
+
+def test_an_error_within_a_batch_sets_it_aside_and_leaves_no_trace(tmp_path):
+    part = Part()
+    bench, plain = Bench(tmp_path / "failing", part=part), Bench(tmp_path / "plain")
+    with bench.spool, plain.spool:
+        for each in (bench, plain):
+            each.put(toy(0), toy(1))
+            each.turns()
+        part.fails = RuntimeError("shapes do not match")
+        bench.put(toy(2), toy(3))
+        bench.turns()
+        part.fails = None
+        (aside,) = bench.spool.status().set_aside
+        assert aside.reason == "RuntimeError: shapes do not match"
+        for each in (bench, plain):
+            each.learning.checkpoint()
+        assert same(bench.store.newest()[1].tensors, plain.store.newest()[1].tensors)
+
+
+def test_a_lack_of_memory_is_waited_out_before_the_batch_is_set_aside(tmp_path):
+    part = Part()
+    bench = Bench(tmp_path, part=part)
+    with bench.spool:
+        bench.put(toy(0), toy(1))
+        part.fails = torch.OutOfMemoryError("8 GiB wanted")
+        for _ in range(3):
+            assert bench.turns() == 1
+            assert bench.learning.info().state == "halted"
+            assert "no memory: 8 GiB wanted" in bench.learning.info().detail
+            assert bench.states() == {"journaled": 2}
+            bench.wait(61)
+        bench.turns()
+        assert bench.learning.info().state == "waiting"
+        assert bench.states() == {"quarantined": 2}
+
+
+def test_a_full_disk_does_not_count_as_the_batchs_fault(bench, monkeypatch):
+    bench.put(*(toy(k) for k in range(6)))
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learnstore.checkpoints, "save", full)
+        for _ in range(5):
+            bench.turns()
+            assert bench.learning.info().state == "halted"
+            bench.wait(61)
+    bench.turns()
+    assert not bench.spool.status().set_aside
+    assert bench.learning.info().clips == 6
+
+
+def test_a_class_more_than_masks_can_tell_is_set_aside(tmp_path):
+    network = tiny_network()
+    network.grow([f"class {k}" for k in range(1024)])
+    bench = Bench(tmp_path, network=network)
+    with bench.spool:
+        bench.put(toy(0, "class 7"), toy(1, "one more"), toy(2, "class 8"), toy(3, "class 9"))
+        bench.turns()
+        bench.learning.checkpoint()
+        (aside,) = bench.spool.status().set_aside
+        assert "1025 classes; masks can tell 1024" in aside.reason
+        assert bench.learning.info().clips == 2
+
+
+KILLED = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[2])
+from test_learning import Bench
+torch.set_num_threads(1)
+@contextmanager
+def part(name):
+    if name == "forward" and bench.learning.info().batch == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield
+bench = Bench(Path(sys.argv[1]), part=part)
+print(bench.turns())
+bench.learning.checkpoint()
+"""
+
+
+@pytest.mark.slow
+def test_real_kills_within_a_batch_are_counted_across_processes(tmp_path):
+    """In the second batch: it is killed three times, then the batch is set aside."""
+    with Spool(tmp_path / "spool", clock=lambda: 0) as spool:
+        for k in range(4):
+            spool.append(f"clip-{k}", pack_stored(write_clip(toy(k))))
+        command = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)]
+        codes = []
+        while not codes or codes[-1] == -signal.SIGKILL:
+            assert len(codes) < 6
+            codes.append(subprocess.run(command, check=False, timeout=120).returncode)
+        assert codes == [-signal.SIGKILL] * 3 + [0]
+        (aside,) = spool.status().set_aside
+        assert aside.number == 2
+        assert spool.status().clips == {"consumed": 2, "quarantined": 2}
+
+
+# Signs of life.
+
+
+def test_a_sign_of_life_comes_after_each_clip_each_score_each_step_and_each_checkpoint(
+    tmp_path, monkeypatch
+):
+    part = Part()
+    save = learnstore.checkpoints.save
+
+    def saved(*args, **kwargs):
+        part.log.append("save")
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(learnstore.checkpoints, "save", saved)
+    bench = Bench(
+        tmp_path,
+        dataclasses.replace(SETTINGS, frames=1),
+        part=part,
+        beat=lambda: part.log.append("beat"),
+    )
+    with bench.spool:
+        part.log.clear()
+        bench.put(toy(0), toy(1))
+        bench.turns()
+        assert part.log[: part.log.index("score")].count("beat") >= 4, "clips read, sounds heard"
+        bench.put(toy(2), toy(3))
+        bench.turns()
+        for name in ("score", "save", "forward"):
+            places = [k for k, each in enumerate(part.log) if each == name]
+            assert places
+            for one, next_one in zip(places, [*places[1:], len(part.log)], strict=True):
+                assert "beat" in part.log[one:next_one], name
+
+
+# Rollbacks and damaged checkpoints.
+
+
+def damage(kept) -> None:
+    state = kept.folder / learnstore.STATE
+    content = bytearray(state.read_bytes())
+    content[-9] ^= 1
+    state.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_put_away_and_made_again(bench):
+    bench.put(*(toy(k) for k in range(6)))
+    bench.turns()
+    newest = bench.store.all()[-1]
+    damage(newest)
+    bench.begin()
+    told = bench.notice("checkpoint_damaged")
+    assert Path(told.data["path"]).is_dir()
+    bench.turns()
+    bench.learning.checkpoint()
+    found = LearnStore(bench.store.folder).find(newest.learned.version)
+    assert found is not None
+    assert found[0].learned.cursor == newest.learned.cursor
+
+
+def test_a_checkpoint_that_is_damaged_while_it_is_there_is_written_again(bench):
+    taught(bench, 4)
+    damage(bench.store.all()[-1])
+    assert bench.learning.checkpoint().learned.cursor == 2
+    assert bench.store.newest()[0].learned.cursor == 2
+
+
+def test_where_all_checkpoints_are_damaged_learning_begins_anew(bench):
+    taught(bench, 6)
+    for kept in bench.store.all():
+        damage(kept)
+    bench.begin()
+    assert bench.kinds.count("checkpoint_damaged") == 3
+    waiting = bench.notice("learner_rebased").data["waiting"]
+    bench.turns()
+    bench.learning.checkpoint()
+    assert bench.learning.info().clips == waiting
+    bench.begin()
+    assert bench.learning.info().clips == waiting
+
+
+def test_going_back_to_a_damaged_version_is_refused(bench):
+    taught(bench, 6)
+    older = bench.store.all()[-2]
+    damage(older)
+    order = Order(order="rollback", version=older.learned.version)
+    answer = carry_out(bench.learning, order)
+    assert isinstance(answer, Refused)
+    assert "damaged" in answer.detail
+    assert bench.states() == {"consumed": 6}
+
+
+def test_going_back_while_the_spool_is_locked_changes_nothing(bench, monkeypatch):
+    taught(bench, 6)
+    info, versions = bench.learning.info(), bench.learning.versions()
+    monkeypatch.setattr(spoolfile, "_BUSY_S", 0.01)
+    bench.spool.close()
+    bench.spool = Spool(bench.folder / "spool", clock=lambda: bench.time_ns)
+    bench.begin()
+    with closing(sqlite3.connect(bench.folder / "spool" / FILE_NAME)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = carry_out(bench.learning, Order(order="rollback"))
+        assert isinstance(answer, Refused)
+        assert "locked" in answer.detail
+    assert bench.learning.versions() == versions
+    bench.begin()
+    assert bench.learning.info().version == info.version
+    assert isinstance(carry_out(bench.learning, Order(order="rollback")), Carried)
+
+
+@pytest.mark.parametrize("where", ["forget_after", "settle"])
+def test_going_back_is_finished_by_the_next_learner_where_it_was_cut(bench, monkeypatch, where):
+    taught(bench, 6)
+    to = bench.learning.versions()[-2]
+
+    def killed(*_):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.store if where == "forget_after" else bench.spool, where, killed)
+        with pytest.raises(KilledError):
+            bench.learning.rollback()
+    bench.begin()
+    assert bench.learning.info().version == to.version
+    assert bench.learning.versions()[-1].version == to.version
+    assert bench.turns() == 0
+    assert [a.number for a in bench.spool.status().set_aside] == [to.batch + 1]
+    bench.put(toy(8), toy(9))
+    bench.turns()
+    bench.learning.checkpoint()
+    bench.begin()
+    assert bench.learning.info().batch > to.batch + 1, "what comes later stays"
+
+
+def test_going_back_is_finished_later_where_a_checkpoint_cannot_be_deleted(bench, monkeypatch):
+    taught(bench, 6)
+    to = bench.learning.versions()[-2].version
+
+    def denied(*_):
+        raise PermissionError(13, "not yours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.store, "forget_after", denied)
+        assert bench.learning.rollback() == to
+        assert bench.learning.info().state == "halted"
+    bench.wait(61)
+    bench.turns()
+    assert bench.learning.info().state == "waiting"
+    assert bench.learning.versions()[-1].version == to
+
+
+def test_the_journal_says_what_was_learned_by_others(bench):
+    taught(bench, 6)
+    retired = bench.spool.status().retired_up_to
+    away(bench)
+    bench.begin()
+    states = [batch.state for batch in read_journal(bench.folder / "spool").batches]
+    assert states == ["past"] * retired + ["released"] * (3 - retired)
+
+
+def test_another_method_without_moving_checkpoints_away_is_refused_as_before(bench):
+    taught(bench, 4)
+    bench.settings = dataclasses.replace(SETTINGS, method="finetune")
+    with pytest.raises(LearningError, match="move"):
+        bench.begin()
+    assert bench.states() == {"consumed": 4}
+
+
+def test_a_batch_that_is_not_there_cannot_be_begun(bench):
+    with pytest.raises(spoolfile.JournalError, match="not in the journal"):
+        bench.spool.try_batch(7)
