@@ -19,6 +19,7 @@ from .labels import (
     Label,
     LabelError,
     PutClip,
+    PutFrame,
     Refused,
     digest,
     pack_stored,
@@ -144,8 +145,11 @@ class LabelDesk:
     def _put(self, label: Label) -> Outcome:
         """Store a label as a whole clip; one that is there is known before it is looked at.
 
-        So a label by reference may be sent again when its picture is no longer kept.
+        So a label by reference may be sent again when its picture is no longer kept. It means a
+        picture of one run of the daemon: another run's picture at the same time is another clip.
         """
+        if isinstance(label, PutFrame) and not label.instance:
+            label = replace(label, instance=self.rules.instance)
         said = digest(label)
         known = self.spool.recognise(label.id, said, replace=label.replace)
         if known is not None:
@@ -169,7 +173,7 @@ class LabelDesk:
             )
 
     def _check_instance(self, instance: str) -> None:
-        if instance not in {"", self.rules.instance}:
+        if instance != self.rules.instance:
             raise LabelError(
                 "expired",
                 f"the picture was shown by run {instance!r} of the daemon; this is "

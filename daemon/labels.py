@@ -153,8 +153,8 @@ class PutFrame(Checked):
         stream: as in the picture's mask message.
         epoch: as there.
         pts_ns: as there.
-        instance: the run of the daemon that published it, as in hello and status; empty: whichever
-            runs now.
+        instance: the run of the daemon that published it, as in hello and status, to be sent by
+            whoever saw it: times and epochs begin anew with every run. Empty: whichever runs now.
         mask: of the size of the published mask, or of the source picture.
     """
 

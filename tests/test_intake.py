@@ -126,6 +126,19 @@ def test_a_reference_to_what_is_not_there_is_refused_by_name(desk, spool, fields
 
 def test_this_runs_own_name_is_right(desk):
     assert asked(desk, a_reference(instance="run-1")).state == "stored"
+    assert asked(desk, a_reference()).state == "same"
+
+
+def test_a_frame_of_another_run_is_another_clip_though_all_that_is_said_is_the_same(desk, spool):
+    empty = a_mask(np.zeros((6, 10), bool))
+    assert asked(desk, a_reference(mask=empty)).state == "stored"
+    ring = ReplayRing(1.0, 10_000_000)
+    ring.add(a_sample(0))
+    later = LabelDesk(spool, ring, LabelRules(instance="run-2"))
+    assert code(later, a_reference(mask=empty)) == "conflict"
+    assert asked(later, a_reference(mask=empty, instance="run-1")).state == "same"
+    assert code(later, a_reference("frame-2", mask=empty, instance="run-1")) == "expired"
+    assert asked(later, a_reference("frame-2", mask=empty)).state == "stored"
 
 
 def test_unknown_classes_are_refused_where_classes_are_closed(spool, ring):

@@ -39,7 +39,16 @@ def label(
         ),
     ] = None,
     stream: Annotated[str, typer.Option(help="Of that frame.")] = "main",
-    epoch: Annotated[int, typer.Option(min=0, help="Of that frame.")] = 0,
+    epoch: Annotated[
+        int | None, typer.Option(min=0, help="Of that frame; default: the stream's present one.")
+    ] = None,
+    instance: Annotated[
+        str | None,
+        typer.Option(help="The run of the daemon that showed it; default: the present one."),
+    ] = None,
+    bus: Annotated[
+        str, typer.Option(help="Where the daemon publishes: asked for what is present.")
+    ] = "tcp://127.0.0.1:5557",
     delete: Annotated[
         str | None, typer.Option(metavar="ID", help="Instead: take back a clip not yet learned.")
     ] = None,
@@ -65,7 +74,8 @@ def label(
     Of a data set: `atlasd label --data data/open-avs --clip s4/train/NAME`.
 
     Of what the daemon sees: `atlasd label --pts-ns 2960000000 --mask mine.png`, with the time that
-    `atlasd subscribe --json` shows, while the frame is kept (`intake.replay_s`).
+    `atlasd subscribe --json` shows, while the frame is kept (`intake.replay_s`). Times begin anew
+    with every epoch and every run: --epoch and --instance, from there too, say which was meant.
 
     The same label twice is one clip. The daemon must run with `intake.enabled`.
     """
@@ -93,7 +103,12 @@ def label(
     elif pts_ns is not None:
         if mask is None or len(mask) != 1:
             raise typer.BadParameter("--pts-ns names one frame; give it one --mask")
-        put = tool.label_of_shown(mask[0], facts, stream=stream, epoch=epoch, pts_ns=pts_ns)
+        if instance is None or epoch is None:
+            run, now = tool.present_run(bus, stream, timeout_s=timeout_s)
+            instance, epoch = instance or run, now if epoch is None else epoch
+        put = tool.label_of_shown(
+            mask[0], facts, stream=stream, instance=instance, epoch=epoch, pts_ns=pts_ns
+        )
     else:
         put = tool.label_of_files(picture or (), mask or (), sound, facts)
     typer.echo(tool.label(put, endpoint, timeout_s=timeout_s))
