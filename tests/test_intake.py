@@ -27,6 +27,7 @@ from atlasd.daemon.labels import (
     pack_request,
     unpack_answer,
 )
+from atlasd.daemon.orders import Carried, Order
 from atlasd.daemon.replayring import ReplayRing
 from atlasd.daemon.spool import Spool
 from atlasd.daemon.wire import WireError
@@ -412,6 +413,24 @@ def test_silence_is_told_in_the_end(scripted):
     with pytest.raises(NoAnswerError, match=r"inproc://labels did not answer 3 times.*enabled"):
         client.put(a_clip())
     assert len(script.requests) == 3
+
+
+def carried(number):
+    return pack_answer(Carried(request=number, order="rollback", detail="gone back"))
+
+
+def test_an_order_that_is_sent_again_keeps_its_id_and_the_next_one_has_another(scripted):
+    client, script = scripted([[], [carried], [carried]])
+    client.order(Order(order="rollback"))
+    client.order(Order(order="rollback"))
+    first, again, other = [request["id"] for request in script.requests]
+    assert first == again != other
+
+
+def test_an_order_without_an_answer_may_have_been_carried_out(scripted):
+    client, _ = scripted([[], [], []])
+    with pytest.raises(NoAnswerError, match="whether the order was carried out is not known"):
+        client.order(Order(order="rollback"))
 
 
 def test_an_answer_to_an_earlier_request_is_passed_over(scripted):
