@@ -25,7 +25,7 @@ from .labels import (
     pack_stored,
     unpack_request,
 )
-from .orders import Order
+from .orders import Carried, Order
 from .replayring import ReplayRing
 from .spool import Spool
 from .spooled import Outcome
@@ -128,13 +128,17 @@ class LabelDesk:
         )
 
     def _pass_on(self, order: Order) -> Answer | Future[Answer]:
+        """Give an order to the learner; a pause is noted here, for those that are not alive yet."""
         if self.learner is None:
             return self._refuse(
                 order.request,
                 "no_learner",
                 "this daemon learns nothing: start it with learner.enabled (atlasd run --learn)",
             )
-        return self.learner(order)
+        if order.order not in {"pause", "resume"}:
+            return self.learner(order)
+        self.spool.pause(order.order == "pause")
+        return _noted(self.learner(order)) if order.order == "pause" else self.learner(order)
 
     def _do(self, request: Label | Delete) -> Outcome | Literal["deleted"]:
         if isinstance(request, Delete):
@@ -183,3 +187,19 @@ class LabelDesk:
     def _refuse(self, number: int | None, code: str, detail: str) -> Refused:
         self.refused[code] += 1
         return Refused(request=number, code=code, detail=detail[:_DETAIL_CHARACTERS])
+
+
+def _noted(passed: Future[Answer]) -> Future[Answer]:
+    """The answer to a pause, which holds though no learner is there to hear of it."""
+    noted: Future[Answer] = Future()
+
+    def settle(done: Future[Answer]) -> None:
+        answer = done.result()
+        if isinstance(answer, Refused) and answer.request is not None:
+            detail = "nothing is learned until resume, by whatever learner is started; labels are"
+            detail += f" taken ({answer.detail[:_DETAIL_CHARACTERS]})"
+            answer = Carried(request=answer.request, order="pause", detail=detail)
+        noted.set_result(answer)
+
+    passed.add_done_callback(settle)
+    return noted

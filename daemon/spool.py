@@ -33,6 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from .spoolbook import SpoolBook, Total
 from .spooled import Batch, ClipState, Outcome, SetAside, SpoolStatus, StoredClip, Waiting
 from .spoolfile import (
     ConflictError,
@@ -79,6 +80,11 @@ class Spool:
         self._clock = clock
         self._file = SpoolFile(self.path)
         self._db: Final = self._file.connection
+        try:
+            self._book = SpoolBook(self._file)
+        except BaseException:
+            self._file.close()
+            raise
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
@@ -119,7 +125,13 @@ class Spool:
         return _recognised(clip_id, known, state, digest, replace)
 
     def append(
-        self, clip_id: str, payload: bytes, *, digest: bytes | None = None, replace: bool = False
+        self,
+        clip_id: str,
+        payload: bytes,
+        *,
+        digest: bytes | None = None,
+        replace: bool = False,
+        category: str | None = None,
     ) -> Outcome:
         """Store a clip; it is on disk when this returns.
 
@@ -130,6 +142,7 @@ class Spool:
             payload: what the learner gets.
             digest: of what was said about the clip; None takes the payload's.
             replace: put it in the place of a pending or deleted one with this id.
+            category: its class, for `classes`.
 
         Raises:
             ConflictError: the id names a clip with other content, and `replace` is not set.
@@ -168,6 +181,8 @@ class Spool:
                 "INSERT INTO payloads VALUES (?, ?, ?, ?)",
                 (sequence, len(payload), zlib.crc32(payload), payload),
             )
+            if category is not None:
+                self._book.note_class(category)
         return "stored" if replaced is None else "replaced"
 
     def delete(self, clip_id: str) -> None:
@@ -201,11 +216,11 @@ class Spool:
             StorageError, CorruptError: the file.
         """
         with self._file.transaction(reading=True):
-            counts = self._db.execute("SELECT state, count(*) FROM clips GROUP BY state")
-            clips: dict[ClipState, int] = dict(counts.fetchall())
-            held, size = self._held()
+            totals = self._book.totals()
+            clips: dict[ClipState, int] = {state: each.clips for state, each in totals.items()}
+            held, size = self._book.held()
             (oldest_ns,) = self._db.execute(
-                "SELECT min(stored_ns) FROM clips WHERE state = 'pending'"
+                "SELECT min(stored_ns) FROM clips INDEXED BY pending_by_age WHERE state = 'pending'"
             ).fetchone()
             finished, retired = self._cursors()
             aside = self._db.execute(
@@ -222,6 +237,34 @@ class Spool:
                 tuple(SetAside(n, why, self._members(n)) for n, why in aside),
             )
 
+    @property
+    def classes(self) -> frozenset[str]:
+        """Classes of all clips that were ever stored here.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        return self._book.classes
+
+    # Both sides.
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing is to be learned; whoever learns asks when it begins.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        return self._book.is_paused
+
+    def pause(self, wanted: bool = True) -> None:
+        """Let nothing be learned, whatever is started again, until this is taken back.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        self._book.pause(wanted)
+
     # The learner's side.
 
     def waiting(self, after: int) -> Waiting:
@@ -235,7 +278,9 @@ class Spool:
         """
         with self._file.told():
             pending, oldest_ns = self._db.execute(
-                "SELECT count(*), min(stored_ns) FROM clips WHERE state = 'pending'"
+                "SELECT coalesce(sum(clips), 0), (SELECT min(stored_ns) FROM clips"
+                " INDEXED BY pending_by_age WHERE state = 'pending')"
+                " FROM totals WHERE what = 'pending'"
             ).fetchone()
             journaled = self._db.execute(
                 "SELECT 1 FROM batches WHERE number > ? AND state = 'journaled' LIMIT 1", (after,)
@@ -443,14 +488,16 @@ class Spool:
 
         Else a learner that needs further clips to go on would wait for an intake that waits for it.
         """
-        rows = self._db.execute(
-            "SELECT state, count(*), sum(bytes) FROM clips"
-            " WHERE state IN ('pending', 'quarantined') AND sequence IS NOT ? GROUP BY state",
+        totals = self._book.totals()
+        pending, quarantined = (totals.get(each, Total()) for each in ("pending", "quarantined"))
+        counted, bytes_counted = self._db.execute(
+            "SELECT count(*), coalesce(sum(bytes), 0) FROM clips"
+            " WHERE state IN ('pending', 'quarantined') AND sequence IS ?",
             (replaced,),
-        ).fetchall()
-        waiting = sum(count for _, count, _ in rows)
-        total = sum(each for _, _, each in rows)
-        aside = sum(count for state, count, _ in rows if state == "quarantined")
+        ).fetchone()
+        waiting = pending.clips + quarantined.clips - counted
+        total = pending.bytes + quarantined.bytes - bytes_counted
+        aside = quarantined.clips
         advice = "wait until some are learned"
         if aside:
             advice += f", release or discard the {aside} that are set aside"
@@ -464,10 +511,6 @@ class Spool:
                 f"the spool holds {total} bytes that are not learned and the clip has {size}; "
                 f"{self.max_bytes} are allowed: {advice}, or raise intake.max_mb"
             )
-
-    def _held(self) -> tuple[int, int]:
-        query = "SELECT count(*), coalesce(sum(bytes), 0) FROM payloads"
-        return self._db.execute(query).fetchone()
 
     def _cursors(self) -> tuple[int, int]:
         return self._db.execute("SELECT finished, retired FROM cursor").fetchone()

@@ -6,6 +6,7 @@ import dataclasses
 import random
 import sqlite3
 import time
+from concurrent.futures import Future
 from contextlib import ExitStack
 
 import msgpack
@@ -165,13 +166,40 @@ def test_what_the_spool_refuses_is_refused_with_its_code(desk, spool):
     assert asked(desk, a_clip("b")).state == "consumed"
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (Refused(request=7, code="no_learner", detail="the learner is restarting"), "restarting"),
+        (Carried(request=7, order="pause", detail="it stands still"), "it stands still"),
+    ],
+)
+def test_a_pause_holds_whether_a_learner_is_there_or_not(desk, spool, tmp_path, said, expected):
+    passed = []
+
+    def learner(order):
+        passed.append(order.order)
+        answered = Future()
+        answered.set_result(said)
+        return answered
+
+    desk.learner = learner
+    answer = asked(desk, Order(order="pause")).result(0)
+    assert isinstance(answer, Carried)
+    assert expected in answer.detail
+    with Spool(tmp_path / "spool") as learners:
+        assert learners.is_paused
+        asked(desk, Order(order="resume"))
+        assert not learners.is_paused
+    assert passed == ["pause", "resume"]
+
+
 def test_a_spool_that_fails_is_told_and_the_desk_goes_on(desk, spool, caplog):
     with sqlite3.connect(spool.path) as other:
-        other.execute("ALTER TABLE payloads RENAME TO elsewhere")
+        other.execute("ALTER TABLE clips RENAME TO elsewhere")
         other.commit()
         assert code(desk, a_clip()) == "storage"
-        assert "payloads" in desk.info("ipc:///x").detail
-        other.execute("ALTER TABLE elsewhere RENAME TO payloads")
+        assert "no such table: clips" in desk.info("ipc:///x").detail
+        other.execute("ALTER TABLE elsewhere RENAME TO clips")
     other.close()
     assert asked(desk, a_clip()).state == "stored"
     assert "could not be stored" in caplog.text

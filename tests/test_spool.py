@@ -74,6 +74,21 @@ def test_the_same_clip_twice_is_stored_once(spool):
     assert spool.status().clips == {"pending": 1}
 
 
+def test_a_file_from_before_totals_were_kept_gets_them(spool, folder):
+    filled(spool, 3).delete("c1")
+    kept = ("pause", "totals", "classes")
+    with closing(sqlite3.connect(folder / "clips.sqlite")) as before:
+        named = before.execute("SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL")
+        for kind, name in named.fetchall():
+            if kind == "trigger" or name in {*kept, "pending_by_age", "batches_aside"}:
+                before.execute(f"DROP {kind} {name}")
+        before.commit()
+    with Spool(folder) as opened:
+        assert opened.status().clips == {"pending": 2, "deleted": 1}
+        assert (opened.status().held, opened.status().bytes) == (2, 18)
+        assert not opened.is_paused
+
+
 def test_the_digest_says_what_the_same_clip_is(spool):
     spool.append("a", b"first", digest=b"d")
     assert spool.append("a", b"made anew", digest=b"d") == "same"
