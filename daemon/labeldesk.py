@@ -30,6 +30,7 @@ from .replayring import ReplayRing
 from .spool import Spool
 from .spooled import Outcome
 from .spoolfile import SpoolError
+from .wire import MAX_ENTRIES
 
 _DETAIL_CHARACTERS = 4000
 _REASON_CHARACTERS = 500
@@ -165,15 +166,36 @@ class LabelDesk:
         else:
             self._check_instance(label.instance)
             clip = resolve(label, self.ring.find(label.stream, label.epoch, label.pts_ns))
-        return self.spool.append(label.id, pack_stored(clip), digest=said, replace=label.replace)
+        return self.spool.append(
+            label.id,
+            pack_stored(clip),
+            digest=said,
+            replace=label.replace,
+            category=label.category,
+        )
 
     def _check_class(self, label: Label) -> None:
-        known = self.rules.categories
-        if self.rules.closed and label.category is not None and label.category not in known:
+        known, category = self.rules.categories, label.category
+        if category is None or category in known:
+            return
+        if not category.strip():
+            raise LabelError(
+                "bad_class",
+                f"the class is {category!r}; it must have a visible character: send nil for a clip "
+                "whose class is not known",
+            )
+        if self.rules.closed:
             raise LabelError(
                 "unknown_class",
-                f"the class is {label.category!r}; the network knows "
-                f"{', '.join(known) or 'none'}, and intake.classes is closed",
+                f"the class is {category!r}; the network knows {', '.join(known) or 'none'}, and "
+                "intake.classes is closed",
+            )
+        classes = self.spool.classes | {*known}
+        if category not in classes and len(classes) >= MAX_ENTRIES:
+            raise LabelError(
+                "too_many_classes",
+                f"the class {category!r} would be number {len(classes) + 1}; a network has at most "
+                f"{MAX_ENTRIES}: use one of those that were named, or send nil",
             )
 
     def _check_instance(self, instance: str) -> None:

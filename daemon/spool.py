@@ -20,7 +20,8 @@ between `Spool.release` (its clips wait again) and `Spool.discard`. A person's o
 is journaled too, as a batch without clips (`Spool.note_consolidation`).
 
 A clip is ``pending``, then ``journaled``, then ``consumed`` (or ``quarantined``, then ``pending``
-or ``discarded``); a pending one may be replaced or become ``deleted``. Its id is kept for ever.
+or ``discarded``); a pending or quarantined one may be replaced, each at its place, or become
+``deleted``: so one wrong clip does not cost its batch. Its id is kept for ever.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ from .spoolfile import (
 
 FILE_NAME: Final = "clips.sqlite"
 MAX_ID_CHARACTERS: Final = 256
+_OPEN: Final[tuple[ClipState, ...]] = ("pending", "quarantined")
+"""Clips in these states can be replaced and deleted."""
 
 
 class Spool:
@@ -141,7 +144,8 @@ class Spool:
             clip_id: names the clip for ever, 1 to `MAX_ID_CHARACTERS` characters.
             payload: what the learner gets.
             digest: of what was said about the clip; None takes the payload's.
-            replace: put it in the place of a pending or deleted one with this id.
+            replace: put it in the place of one with this id that is pending, set aside (its batch
+                stays so) or deleted.
             category: its class, for `classes`.
 
         Raises:
@@ -173,8 +177,8 @@ class Spool:
             else:
                 sequence = replaced
                 self._db.execute(
-                    "UPDATE clips SET id = ?, digest = ?, bytes = ?, stored_ns = ?,"
-                    " state = 'pending' WHERE sequence = ?",
+                    "UPDATE clips SET id = ?, digest = ?, bytes = ?, stored_ns = ?, state = CASE"
+                    " WHEN state = 'quarantined' THEN state ELSE 'pending' END WHERE sequence = ?",
                     (*entry, sequence),
                 )
             self._db.execute(
@@ -186,7 +190,9 @@ class Spool:
         return "stored" if replaced is None else "replaced"
 
     def delete(self, clip_id: str) -> None:
-        """Delete a pending clip; its id is kept, and deleting it again is harmless.
+        """Delete a clip that is pending or set aside; deleting it again is harmless.
+
+        Its id is kept. A batch that is set aside goes on without it.
 
         Raises:
             UnknownClipError: no clip has the id.
@@ -202,12 +208,18 @@ class Spool:
             sequence, state = row
             if state == "deleted":
                 return
-            if state != "pending":
+            if state not in _OPEN:
                 raise JournaledError(
-                    f"clip {clip_id!r} is {state}; only one that is pending can be deleted"
+                    f"clip {clip_id!r} is {state}; only one that is pending or set aside can be "
+                    "deleted"
                 )
             self._db.execute("DELETE FROM payloads WHERE sequence = ?", (sequence,))
             self._db.execute("UPDATE clips SET state = 'deleted' WHERE sequence = ?", (sequence,))
+            self._db.execute(
+                "DELETE FROM members WHERE sequence = ?"
+                " AND batch IN (SELECT number FROM batches WHERE state = 'quarantined')",
+                (sequence,),
+            )
 
     def status(self) -> SpoolStatus:
         """What the spool holds, as of one moment.
@@ -449,7 +461,7 @@ class Spool:
             self._db.execute("UPDATE cursor SET finished = ?", (to,))
 
     def release(self, number: int) -> None:
-        """Let the clips of a batch in quarantine wait again, at their old places.
+        """Let the clips of a batch in quarantine wait again, at their old places, as they are now.
 
         Raises:
             JournalError: the batch is not in quarantine.
@@ -593,10 +605,10 @@ def _recognised(
     if not replace:
         raise ConflictError(
             f"the id {clip_id!r} names a clip with other content, which is {state}; use another "
-            "id, or while it is pending put it with replace"
+            "id, or while it is pending or set aside put it with replace"
         )
-    if state != "pending":
+    if state not in _OPEN:
         raise JournaledError(
-            f"clip {clip_id!r} is {state}; only one that is pending can be replaced"
+            f"clip {clip_id!r} is {state}; only one that is pending or set aside can be replaced"
         )
     return None

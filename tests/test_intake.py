@@ -94,6 +94,23 @@ def test_a_reference_becomes_the_whole_clip_that_was_shown(desk, spool):
     assert (sample.frame.pts_ns, sample.window.state) == (PERIOD_NS, "ok")
 
 
+@pytest.mark.parametrize("shift_ns", [500_000_000, 123_456_789, -200_000_000])
+def test_a_reference_is_learned_with_the_sound_that_the_network_heard(desk, spool, shift_ns):
+    """As `sync.anchor: center`, `sync.lag_ms` or late sound place it."""
+    shown = a_sample(2)
+    moved = dataclasses.replace(
+        shown.window,
+        start_ns=shown.window.start_ns + shift_ns,
+        end_ns=shown.window.end_ns + shift_ns,
+    )
+    desk.ring.add(dataclasses.replace(shown, window=moved))
+    assert asked(desk, a_reference(pts_ns=2 * PERIOD_NS)).state == "stored"
+    ((sample,),) = (clip.clip.samples for clip in learned(spool))
+    np.testing.assert_array_equal(sample.window.samples, moved.samples)
+    assert (sample.window.state, sample.window.gap_ms) == ("ok", 0.0)
+    assert (sample.window.start_ns, sample.window.end_ns) == (moved.start_ns, moved.end_ns)
+
+
 def test_a_mask_of_the_source_pictures_size_is_brought_to_the_networks(desk, spool):
     doubled = np.kron(blob(), np.ones((2, 2), bool))
     assert asked(desk, a_reference(mask=a_mask(doubled))).state == "stored"
@@ -150,6 +167,25 @@ def test_unknown_classes_are_refused_where_classes_are_closed(spool, ring):
     assert asked(closed, a_clip("b", category=None)).state == "stored"
     opened = LabelDesk(spool, ring, LabelRules(categories=("dog",)))
     assert asked(opened, a_clip("c", category="cat")).state == "stored"
+
+
+@pytest.mark.parametrize("category", ["", " ", "\t\u3000"])
+def test_a_class_without_a_name_is_none(desk, spool, category):
+    assert code(desk, a_clip(category=category)) == "bad_class"
+    assert spool.status().clips == {}
+
+
+def test_a_network_has_so_many_classes_and_no_more(spool, ring):
+    desk = LabelDesk(spool, ring, LabelRules(categories=tuple(f"c{k}" for k in range(1022))))
+    assert asked(desk, a_clip("a", category="cat")).state == "stored"
+    assert asked(desk, a_clip("b", category="cat")).state == "stored"
+    assert asked(desk, a_reference("c", category="dog")).state == "stored"
+    assert code(desk, a_clip("d", category="cow")) == "too_many_classes"
+    assert asked(desk, a_clip("d", category="c7")).state == "stored"
+    assert asked(desk, a_clip("e", category=None)).state == "stored"
+    later = LabelDesk(spool, ring, LabelRules(categories=desk.rules.categories))
+    assert code(later, a_clip("f", category="cow")) == "too_many_classes", "though none is learned"
+    assert asked(later, a_clip("f", category="dog")).state == "stored"
 
 
 def test_what_the_spool_refuses_is_refused_with_its_code(desk, spool):

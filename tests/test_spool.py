@@ -110,6 +110,34 @@ def test_a_pending_clip_is_replaced_at_its_place(spool):
     assert [clip.payload for clip in batch.clips] == [b"better", b"payload 1"]
 
 
+def test_one_wrong_clip_of_a_batch_that_was_set_aside_does_not_cost_its_neighbours(spool):
+    filled(spool, 4).next_batch(0, 4, 7)
+    spool.quarantine(1, "poison")
+    with pytest.raises(ConflictError, match="set aside"):
+        spool.append("c1", b"mended")
+    assert spool.append("c1", b"mended", replace=True) == "replaced"
+    spool.delete("c2")
+    (aside,) = spool.status().set_aside
+    assert (aside.number, aside.ids) == (1, ("c0", "c1", "c3"))
+    assert spool.next_batch(1, 4, 0) is None, "it waits for a person all the same"
+    spool.release(1)
+    batch = spool.next_batch(1, 4, 0)
+    payloads = [b"payload 0", b"mended", b"payload 3"]
+    assert (ids(batch), [c.payload for c in batch.clips]) == (["c0", "c1", "c3"], payloads)
+
+
+def test_a_clip_put_anew_is_not_thrown_away_with_the_batch_that_it_was_taken_out_of(spool):
+    filled(spool, 2).next_batch(0, 2, 7)
+    spool.quarantine(1, "poison")
+    spool.delete("c1")
+    assert spool.append("c1", b"mended", replace=True) == "replaced"
+    spool.discard(1)
+    assert spool.status().clips == {"discarded": 1, "pending": 1}
+    assert [c.payload for c in spool.next_batch(1, 4, 0).clips] == [b"mended"]
+    with pytest.raises(JournaledError, match="is discarded; only one that is pending or set aside"):
+        spool.delete("c0")
+
+
 def test_a_journaled_clip_is_neither_replaced_nor_deleted(spool):
     filled(spool, 1).next_batch(0, 1, 0)
     with pytest.raises(JournaledError, match="journaled"):
@@ -437,8 +465,8 @@ class SpoolMachine(RuleBasedStateMachine):
         elif state is not None and same:
             expected = state if state in {"consumed", "discarded"} else "same"
         elif state is not None:
-            expected = None if replace and state == "pending" else ConflictError
-            if replace and state != "pending":
+            expected = None if replace else ConflictError
+            if replace and state not in {"pending", "quarantined"}:
                 expected = JournaledError
         unlearned = {c for c, s in self.state.items() if s in {"pending", "quarantined"}}
         if expected is None and len(unlearned - {name}) >= self.max_clips:
@@ -446,7 +474,8 @@ class SpoolMachine(RuleBasedStateMachine):
         if expected is None:
             done = self.spool.append(name, content, replace=replace)
             assert done == ("stored" if state is None else "replaced")
-            self.content[name], self.state[name] = content, "pending"
+            self.content[name] = content
+            self.state[name] = state if state == "quarantined" else "pending"
             self.order += [] if name in self.order else [name]
         elif isinstance(expected, str):
             assert self.spool.append(name, content, replace=replace) == expected
@@ -457,9 +486,12 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule(name=names)
     def delete(self, name):
         state = self.state.get(name)
-        if state in {"pending", "deleted"}:
+        if state in {"pending", "quarantined", "deleted"}:
             self.spool.delete(name)
             self.state[name] = "deleted"
+            for batch in self.journal:
+                if batch["state"] == "quarantined":
+                    batch["ids"] = [each for each in batch["ids"] if each != name]
         else:
             with pytest.raises(JournaledError if state else UnknownClipError):
                 self.spool.delete(name)

@@ -50,7 +50,8 @@ def label(
         str, typer.Option(help="Where the daemon publishes: asked for what is present.")
     ] = "tcp://127.0.0.1:5557",
     delete: Annotated[
-        str | None, typer.Option(metavar="ID", help="Instead: take back a clip not yet learned.")
+        str | None,
+        typer.Option(metavar="ID", help="Instead: take back a clip not yet learned, or set aside."),
     ] = None,
     clip_id: Annotated[
         str | None,
@@ -59,7 +60,8 @@ def label(
     category: Annotated[str | None, typer.Option("--class", help="What sounds.")] = None,
     provenance: Annotated[str, typer.Option(help="Where the mask comes from.")] = "atlasd label",
     replace: Annotated[
-        bool, typer.Option("--replace", help="Take the place of a clip not yet learned.")
+        bool,
+        typer.Option("--replace", help="Take the place of a clip not yet learned, or set aside."),
     ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="A mask that covers all of its picture is meant.")
