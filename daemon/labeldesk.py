@@ -89,16 +89,27 @@ class LabelDesk:
                 return self._pass_on(request)
             state = self._do(request)
         except LabelError as error:
-            return self._refuse(error.request if number is None else number, error.code, str(error))
+            return self.refuse(error.request if number is None else number, error.code, str(error))
         except SpoolError as error:
             if error.code in {"storage", "disk_full", "corrupt"}:
                 _log.error("a label could not be stored: %s", error)
-            return self._refuse(number, error.code, str(error))
+            return self.refuse(number, error.code, str(error))
         except Exception as error:  # noqa: BLE001 - one request must not end the others
             _log.exception("a label could not be handled")
-            return self._refuse(number, "internal", f"{type(error).__name__}: {error}")
+            return self.refuse(number, "internal", f"{type(error).__name__}: {error}")
         self.granted[state] += 1
         return Granted(request=number, id=request.id, state=state)
+
+    def refuse(self, number: int | None, code: str, detail: str) -> Refused:
+        """Refuse a request, and count it.
+
+        Args:
+            number: the request's, None where it could not be read.
+            code: a short stable name, see docs/protocol.md.
+            detail: what came, what is allowed, what to do.
+        """
+        self.refused[code] += 1
+        return Refused(request=number, code=code, detail=detail[:_DETAIL_CHARACTERS])
 
     def info(self, endpoint: str) -> IntakeInfo:
         """What status says; a spool that cannot be read is told in `IntakeInfo.detail`."""
@@ -131,7 +142,7 @@ class LabelDesk:
     def _pass_on(self, order: Order) -> Answer | Future[Answer]:
         """Give an order to the learner; a pause is noted here, for those that are not alive yet."""
         if self.learner is None:
-            return self._refuse(
+            return self.refuse(
                 order.request,
                 "no_learner",
                 "this daemon learns nothing: start it with learner.enabled (atlasd run --learn)",
@@ -205,10 +216,6 @@ class LabelDesk:
                 f"the picture was shown by run {instance!r} of the daemon; this is "
                 f"{self.rules.instance!r}, which does not keep it: put the whole clip",
             )
-
-    def _refuse(self, number: int | None, code: str, detail: str) -> Refused:
-        self.refused[code] += 1
-        return Refused(request=number, code=code, detail=detail[:_DETAIL_CHARACTERS])
 
 
 def _noted(passed: Future[Answer]) -> Future[Answer]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import random
 import sqlite3
+import sys
 import time
 from concurrent.futures import Future
 from contextlib import ExitStack
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -375,6 +377,36 @@ def test_a_message_over_the_limit_is_refused_by_an_answer(raw):
 def test_a_message_far_over_the_limit_is_not_received_and_the_others_go_on(raw, client):
     socket = raw(zmq.DEALER)
     socket.send(bytes(CUT_OFF_BYTES + 1))
+    assert client.put(a_clip()) == "stored"
+
+
+def peak_mb() -> float:
+    """Most memory that this process has used since the peak was forgotten."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is Linux's to tell")
+def test_a_gigabyte_is_not_received(raw, client, served):
+    socket = raw(zmq.DEALER)
+    Path("/proc/self/clear_refs").write_text("5")
+    before_mb = peak_mb()
+    socket.send(bytes(1 << 30), copy=False)  # pages that nobody writes take no memory
+    assert client.put(a_clip()) == "stored"
+    assert not socket.poll(500), "its sender was cut off"
+    assert client.put(a_clip("b")) == "stored"
+    assert peak_mb() - before_mb < 200
+
+
+def test_a_request_in_many_frames_is_refused_and_the_next_one_taken(raw, client):
+    socket = raw(zmq.DEALER)
+    socket.send_multipart([bytes(1 << 20)] * 25 + [pack_request(a_clip())])
+    answer = unpack_answer(socket.recv())
+    assert (answer.code, answer.request) == ("malformed", None)
+    assert "it must be one" in answer.detail
+    socket.send_multipart([b"x"] * 30 + [pack_request(a_clip())])
+    *_, last = socket.recv_multipart()
+    assert unpack_answer(last).code == "malformed"
     assert client.put(a_clip()) == "stored"
 
 
