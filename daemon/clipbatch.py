@@ -52,7 +52,11 @@ def labels_of(clips: Sequence[LabeledClip], network: Network) -> Tensor:
     """int64 (n,): the row of the class head for each frame, `NO_LABEL` where there is none."""
     rows = {name: row for row, name in enumerate(network.preset.categories)}
     return torch.tensor(
-        [rows.get(clip.category or "", NO_LABEL) for clip in clips for _ in clip.clip.samples]
+        [
+            NO_LABEL if clip.category is None else rows.get(clip.category, NO_LABEL)
+            for clip in clips
+            for _ in clip.clip.samples
+        ]
     )
 
 

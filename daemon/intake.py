@@ -25,8 +25,15 @@ from .labels import MAX_REQUEST_BYTES, Answer, pack_answer
 from .outlet import end_context
 
 CUT_OFF_BYTES: Final = 2 * MAX_REQUEST_BYTES
-"""A larger message is not received: ZeroMQ cuts its sender off. Between `MAX_REQUEST_BYTES` and
-this it is refused by an answer."""
+"""A larger frame is not received: ZeroMQ cuts its sender off. Between `MAX_REQUEST_BYTES` and this
+it is refused by an answer. The number of frames in a message ZeroMQ bounds by nothing (4.3.5): it
+holds all of them until the last has come. So who may connect can use memory up, for as long as he
+sends; here they are let go one by one, and refused."""
+
+MAX_ROUTE_FRAMES: Final = 8
+MAX_ROUTE_BYTES: Final = 256
+"""What may come before the frame of a request: the names of those that passed it on, and the empty
+frame of a REQ socket."""
 
 RECEIVE_HIGH_WATER_MARK: Final = 4
 """Requests that ZeroMQ keeps for each labeler; few, as they may be large."""
@@ -127,12 +134,32 @@ class Intake:
 
     def _serve(self) -> None:
         """Answer one message; a plain REQ socket's empty frame goes back as it came."""
-        *route, data = self._socket.recv_multipart()
-        answer = self._desk.answer(data)
+        route, data, dropped = self._received()
+        if dropped:
+            answer = self._desk.refuse(
+                None,
+                "malformed",
+                f"the request came in {dropped + 1} frames or more; it must be one",
+            )
+        else:
+            answer = self._desk.answer(data)
         if isinstance(answer, Future):
             self._later.append((route, answer))
         else:
             self._send(route, answer)
+
+    def _received(self) -> tuple[list[bytes], bytes, int]:
+        """A message's route, its last frame, and how many frames before that were let go."""
+        route: list[bytes] = []
+        dropped = 0
+        frame = self._socket.recv(copy=False)
+        while frame.more:
+            if len(route) < MAX_ROUTE_FRAMES and len(frame) <= MAX_ROUTE_BYTES and not dropped:
+                route.append(frame.bytes)
+            else:
+                dropped += 1
+            frame = self._socket.recv(copy=False)
+        return route, b"" if dropped else frame.bytes, dropped
 
     def _send_later_ones(self) -> None:
         """Send the answers of the learner that have come."""

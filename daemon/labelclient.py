@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
@@ -105,12 +106,16 @@ class LabelClient:
     def order(self, order: Order) -> Carried:
         """Order the learner to do something, and wait until it is done.
 
+        However often it is sent, it is carried out once: it gets an id where it has none.
+
         Raises:
-            LabelRefusedError: it cannot be done, or nothing learns.
-            NoAnswerError: no answer came.
+            LabelRefusedError: it cannot be done, or nothing learns; ``not_yet``: it stands, and
+                `order` with the same id asks for its answer.
+            NoAnswerError: no answer came; with the same id it may be asked again.
             WireError: the answer was none, or of another major version.
         """
-        return cast("Carried", self._ask(order))
+        named = order if order.id is not None else replace(order, id=uuid.uuid4().hex)
+        return cast("Carried", self._ask(named))
 
     def close(self) -> None:
         """Leave; closing twice is harmless."""
@@ -146,9 +151,11 @@ class LabelClient:
                 return answer
             self._socket.close(linger=0)  # what is on its way there is given up with it
             self._socket = self._opened()
+        unknown = "; whether the order was carried out is not known: see atlasd status"
         raise NoAnswerError(
             f"{self.endpoint} did not answer {self._attempts} times within {self._timeout_s:g} s: "
             "does the daemon run, with intake.enabled?"
+            + (unknown if isinstance(request, Order) else "")
         )
 
     def _exchange(self, data: bytes) -> Answer | None:

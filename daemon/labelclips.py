@@ -68,7 +68,8 @@ def read_clip(label: PutClip, window_s: float = 1.0) -> LabeledClip:
 
     Args:
         label: the label.
-        window_s: seconds of sound that belong to a picture, and end with it.
+        window_s: seconds of sound that belong to a picture, and end with it, or
+            `SoundData.offset_ns` later.
 
     Returns:
         Pictures at their own size, each with its window of sound at the sound's own rate: ``ok``
@@ -136,7 +137,8 @@ def label_mask(mask: NDArray[np.uint8]) -> LabelMask:
 def resolve(label: PutFrame, sample: Sample) -> PutClip:
     """A label by reference as the whole clip that it means.
 
-    The mask is brought to the size of the picture that the network saw.
+    The mask is brought to the size of the picture that the network saw, and the window of sound is
+    the one that it heard, wherever `sync.anchor`, `sync.lag_ms` or late sound had put that.
 
     Args:
         label: what came.
@@ -158,7 +160,7 @@ def resolve(label: PutFrame, sample: Sample) -> PutClip:
         category=label.category,
         allow_full=label.allow_full,
         frames=(labeled,),
-        sound=_joined([sample.window]),
+        sound=_joined([sample.window], sample.window.end_ns - frame.pts_ns),
     )
 
 
@@ -267,24 +269,25 @@ def _video_frame(label: PutClip, index: int, image: NDArray[np.uint8]) -> VideoF
 
 
 def _windows(label: PutClip, window_s: float) -> list[AudioWindow]:
-    """The sound that ends at each picture."""
+    """The sound that ends at each picture, or so long after it as the sound says."""
     sound = label.sound
+    offset_ns = (sound.offset_ns if sound else None) or 0
     rate_hz = _SILENT_RATE_HZ if sound is None else sound.sample_rate_hz
     samples = np.zeros(0, np.float32) if sound is None else _samples(sound)
     t0_ns = 0 if sound is None else sound.t0_ns
-    ends_s = np.array([(frame.pts_ns - t0_ns) / NS_PER_S for frame in label.frames])
+    ends_ns = [frame.pts_ns + offset_ns for frame in label.frames]
+    ends_s = np.array([(end_ns - t0_ns) / NS_PER_S for end_ns in ends_ns])
     cut = windows_at(samples, ends_s, window_s, rate_hz)
     span_ns = round(cut.shape[1] * NS_PER_S / rate_hz)
     windows: list[AudioWindow] = []
     overlaps = False
-    for frame, end_s, window in zip(label.frames, ends_s, cut, strict=True):
+    for end_ns, end_s, window in zip(ends_ns, ends_s, cut, strict=True):
         begin, end = round(end_s * rate_hz) - cut.shape[1], round(end_s * rate_hz)
         heard = max(0, min(end, len(samples)) - max(begin, 0))
         gap_ms = (cut.shape[1] - heard) * 1e3 / rate_hz + (sound.gap_ms if sound else 0)
         state = "absent" if sound is None else "gap" if gap_ms else "ok"
-        start_ns = frame.pts_ns - span_ns
         gap_ms = gap_ms if sound else 0.0
-        windows.append(AudioWindow(window, rate_hz, start_ns, frame.pts_ns, state, gap_ms))
+        windows.append(AudioWindow(window, rate_hz, end_ns - span_ns, end_ns, state, gap_ms))
         overlaps = overlaps or heard > 0
     if sound is not None and not overlaps:
         raise LabelError(
@@ -319,8 +322,8 @@ def _samples(sound: SoundData) -> NDArray[np.float32]:
     return samples
 
 
-def _joined(windows: Sequence[AudioWindow]) -> SoundData | None:
-    """Windows of one sound as one sound; None where all are absent."""
+def _joined(windows: Sequence[AudioWindow], offset_ns: int = 0) -> SoundData | None:
+    """Windows of one sound as one sound, which end so long after their pictures; None: absent."""
     heard = [window for window in windows if window.state != "absent"]
     if not heard:
         return None
@@ -336,5 +339,6 @@ def _joined(windows: Sequence[AudioWindow]) -> SoundData | None:
         sample_rate_hz=rate_hz,
         t0_ns=t0_ns,
         gap_ms=max(window.gap_ms for window in heard),
+        offset_ns=offset_ns or None,
         data=samples.tobytes(),
     )

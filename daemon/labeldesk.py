@@ -19,16 +19,18 @@ from .labels import (
     Label,
     LabelError,
     PutClip,
+    PutFrame,
     Refused,
     digest,
     pack_stored,
     unpack_request,
 )
-from .orders import Order
+from .orders import Carried, Order
 from .replayring import ReplayRing
 from .spool import Spool
 from .spooled import Outcome
 from .spoolfile import SpoolError
+from .wire import MAX_ENTRIES
 
 _DETAIL_CHARACTERS = 4000
 _REASON_CHARACTERS = 500
@@ -87,16 +89,27 @@ class LabelDesk:
                 return self._pass_on(request)
             state = self._do(request)
         except LabelError as error:
-            return self._refuse(error.request if number is None else number, error.code, str(error))
+            return self.refuse(error.request if number is None else number, error.code, str(error))
         except SpoolError as error:
             if error.code in {"storage", "disk_full", "corrupt"}:
                 _log.error("a label could not be stored: %s", error)
-            return self._refuse(number, error.code, str(error))
+            return self.refuse(number, error.code, str(error))
         except Exception as error:  # noqa: BLE001 - one request must not end the others
             _log.exception("a label could not be handled")
-            return self._refuse(number, "internal", f"{type(error).__name__}: {error}")
+            return self.refuse(number, "internal", f"{type(error).__name__}: {error}")
         self.granted[state] += 1
         return Granted(request=number, id=request.id, state=state)
+
+    def refuse(self, number: int | None, code: str, detail: str) -> Refused:
+        """Refuse a request, and count it.
+
+        Args:
+            number: the request's, None where it could not be read.
+            code: a short stable name, see docs/protocol.md.
+            detail: what came, what is allowed, what to do.
+        """
+        self.refused[code] += 1
+        return Refused(request=number, code=code, detail=detail[:_DETAIL_CHARACTERS])
 
     def info(self, endpoint: str) -> IntakeInfo:
         """What status says; a spool that cannot be read is told in `IntakeInfo.detail`."""
@@ -127,13 +140,17 @@ class LabelDesk:
         )
 
     def _pass_on(self, order: Order) -> Answer | Future[Answer]:
+        """Give an order to the learner; a pause is noted here, for those that are not alive yet."""
         if self.learner is None:
-            return self._refuse(
+            return self.refuse(
                 order.request,
                 "no_learner",
                 "this daemon learns nothing: start it with learner.enabled (atlasd run --learn)",
             )
-        return self.learner(order)
+        if order.order not in {"pause", "resume"}:
+            return self.learner(order)
+        self.spool.pause(order.order == "pause")
+        return _noted(self.learner(order)) if order.order == "pause" else self.learner(order)
 
     def _do(self, request: Label | Delete) -> Outcome | Literal["deleted"]:
         if isinstance(request, Delete):
@@ -144,8 +161,11 @@ class LabelDesk:
     def _put(self, label: Label) -> Outcome:
         """Store a label as a whole clip; one that is there is known before it is looked at.
 
-        So a label by reference may be sent again when its picture is no longer kept.
+        So a label by reference may be sent again when its picture is no longer kept. It means a
+        picture of one run of the daemon: another run's picture at the same time is another clip.
         """
+        if isinstance(label, PutFrame) and not label.instance:
+            label = replace(label, instance=self.rules.instance)
         said = digest(label)
         known = self.spool.recognise(label.id, said, replace=label.replace)
         if known is not None:
@@ -157,25 +177,58 @@ class LabelDesk:
         else:
             self._check_instance(label.instance)
             clip = resolve(label, self.ring.find(label.stream, label.epoch, label.pts_ns))
-        return self.spool.append(label.id, pack_stored(clip), digest=said, replace=label.replace)
+        return self.spool.append(
+            label.id,
+            pack_stored(clip),
+            digest=said,
+            replace=label.replace,
+            category=label.category,
+        )
 
     def _check_class(self, label: Label) -> None:
-        known = self.rules.categories
-        if self.rules.closed and label.category is not None and label.category not in known:
+        known, category = self.rules.categories, label.category
+        if category is None or category in known:
+            return
+        if not category.strip():
+            raise LabelError(
+                "bad_class",
+                f"the class is {category!r}; it must have a visible character: send nil for a clip "
+                "whose class is not known",
+            )
+        if self.rules.closed:
             raise LabelError(
                 "unknown_class",
-                f"the class is {label.category!r}; the network knows "
-                f"{', '.join(known) or 'none'}, and intake.classes is closed",
+                f"the class is {category!r}; the network knows {', '.join(known) or 'none'}, and "
+                "intake.classes is closed",
+            )
+        classes = self.spool.classes | {*known}
+        if category not in classes and len(classes) >= MAX_ENTRIES:
+            raise LabelError(
+                "too_many_classes",
+                f"the class {category!r} would be number {len(classes) + 1}; a network has at most "
+                f"{MAX_ENTRIES}: use one of those that were named, or send nil",
             )
 
     def _check_instance(self, instance: str) -> None:
-        if instance not in {"", self.rules.instance}:
+        if instance != self.rules.instance:
             raise LabelError(
                 "expired",
                 f"the picture was shown by run {instance!r} of the daemon; this is "
                 f"{self.rules.instance!r}, which does not keep it: put the whole clip",
             )
 
-    def _refuse(self, number: int | None, code: str, detail: str) -> Refused:
-        self.refused[code] += 1
-        return Refused(request=number, code=code, detail=detail[:_DETAIL_CHARACTERS])
+
+def _noted(passed: Future[Answer]) -> Future[Answer]:
+    """The answer to a pause, which holds though no learner is there to hear of it."""
+    noted: Future[Answer] = Future()
+
+    def settle(done: Future[Answer]) -> None:
+        answer = done.result()
+        if isinstance(answer, Refused) and answer.request is not None:
+            detail = "nothing is learned until resume, by whatever learner is started; labels are"
+            detail += f" taken ({answer.detail[:_DETAIL_CHARACTERS]})"
+            answer = Carried(request=answer.request, order="pause", detail=detail)
+        noted.set_result(answer)
+
+    passed.add_done_callback(settle)
+    return noted

@@ -8,14 +8,14 @@ its network a moment ago, `Delete` takes back what is not yet learned.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Annotated, ClassVar, Final, Literal, cast
 
 import msgpack
 
 from . import masks
-from .fields import FieldError, Many, Octets, Text, Whole, from_map, to_map
+from .fields import ADDED, FieldError, Many, Octets, Text, Whole, from_map, to_map
 from .orders import Carried, Order
 from .spool import MAX_ID_CHARACTERS
 from .spooled import Outcome
@@ -44,6 +44,7 @@ MAX_FRAMES: Final = 64
 
 MIN_RATE_HZ: Final = 1000
 MAX_RATE_HZ: Final = 384_000
+MAX_OFFSET_NS: Final = 3_600_000_000_000
 
 ClipId = Annotated[str, Text(MAX_ID_CHARACTERS, r"[^\s\x00-\x1f\x7f]+")]
 LabelEncoding = Literal["bits", "bits+zstd", "rle"]
@@ -97,6 +98,8 @@ class SoundData(Checked):
         sample_rate_hz: samples a second.
         t0_ns: time of the first sample, on the timeline of the pictures.
         gap_ms: how much of it is zeros because sound was lost.
+        offset_ns: how long after its picture a window of sound ends, as where the network is shown
+            the sound around a picture; None: with it.
         data: the samples.
     """
 
@@ -104,6 +107,9 @@ class SoundData(Checked):
     sample_rate_hz: Annotated[int, Whole(MIN_RATE_HZ, MAX_RATE_HZ)]
     t0_ns: Nanoseconds
     gap_ms: Milliseconds = 0.0
+    offset_ns: Annotated[int, Whole(-MAX_OFFSET_NS, MAX_OFFSET_NS)] | None = field(
+        default=None, metadata=ADDED
+    )
     data: Annotated[bytes, Octets(MAX_REQUEST_BYTES)]
 
 
@@ -126,7 +132,7 @@ class PutClip(Checked):
         id: names the clip for ever; the same id with the same content is the same clip.
         provenance: where the labels come from, in words.
         category: the class, where one is known.
-        replace: take the place of a clip with this id that is not yet learned.
+        replace: take the place of a clip with this id that is not yet learned, or set aside.
         allow_full: masks that cover all of their picture are meant.
         frames: at least one, in the order of time.
         sound: None of a clip without sound.
@@ -153,8 +159,8 @@ class PutFrame(Checked):
         stream: as in the picture's mask message.
         epoch: as there.
         pts_ns: as there.
-        instance: the run of the daemon that published it, as in hello and status; empty: whichever
-            runs now.
+        instance: the run of the daemon that published it, as in hello and status, to be sent by
+            whoever saw it: times and epochs begin anew with every run. Empty: whichever runs now.
         mask: of the size of the published mask, or of the source picture.
     """
 
@@ -175,7 +181,7 @@ class PutFrame(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete(Checked):
-    """Take back a clip that is not yet learned; its id stays known."""
+    """Take back a clip that is not yet learned, or set aside; its id stays known."""
 
     op: ClassVar[str] = "delete"
     v: Version = VERSION

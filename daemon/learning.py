@@ -131,7 +131,7 @@ class Learning:
         self._candidate: _Candidate | None = None
         self._recent: deque[float] = deque(maxlen=_RECENT_FRAMES)
         self._refused = 0
-        self._is_paused = False
+        self._is_paused = spool.is_paused
         self._halted: str | None = None
         self._retry_ns = 0
         self._checkpoint = 0
@@ -193,11 +193,21 @@ class Learning:
     # What people order.
 
     def pause(self) -> None:
-        """Learn nothing until `resume`; labels are taken all the same."""
+        """Learn nothing until `resume`, whatever is started again; labels are taken all the same.
+
+        Raises:
+            SpoolError: it cannot be noted; nothing is learned all the same.
+        """
         self._is_paused = True
+        self._spool.pause()
 
     def resume(self) -> None:
-        """Learn again, and try again what had failed."""
+        """Learn again, and try again what had failed.
+
+        Raises:
+            SpoolError: it cannot be noted; nothing is learned.
+        """
+        self._spool.pause(False)
         self._is_paused = False
         self._retry_ns = 0
 

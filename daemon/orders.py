@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from .fields import Many
+from .fields import ADDED, Many, Text
 from .infos import VersionInfo
 from .wire import VERSION, Checked, Count, Name, Prose, Version
 
 OrderName = Literal[
     "pause", "resume", "checkpoint", "consolidate", "versions", "rollback", "release", "discard"
 ]
+
+OrderId = Annotated[str, Text(128, r"[^\s\x00-\x1f\x7f]+")]
 
 MAX_VERSIONS = 64
 
@@ -28,6 +30,8 @@ class Order(Checked):
             ``rollback`` go back; ``release`` a batch that was set aside, or ``discard`` it.
         version: to go back to; empty: the newest before the one that is served.
         batch: to release or discard.
+        id: names the order: sent again under it, it is not carried out again but answered as it
+            was, or will be; None: it is another order each time.
     """
 
     op: ClassVar[str] = "learner"
@@ -36,6 +40,7 @@ class Order(Checked):
     order: OrderName
     version: Name = ""
     batch: Count = 0
+    id: OrderId | None = field(default=None, metadata=ADDED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,8 +72,8 @@ class ReplayRing:
             newest = self._newest.get(stream)
             if newest is None:
                 raise LabelError("unknown_stream", self._no_stream(stream))
-            kept = [k.pts_ns for k in self._samples if (k.stream, k.epoch) == (stream, epoch)]
-        raise self._missing(_Key(stream, epoch, pts_ns), newest, kept)
+            of_stream = [k for k in self._samples if k.stream == stream]
+        raise self._missing(_Key(stream, epoch, pts_ns), newest, of_stream)
 
     def _oldest(self) -> Sample:
         return next(iter(self._samples.values()))
@@ -82,7 +82,11 @@ class ReplayRing:
         shown = ", ".join(sorted(self._newest)) or "none yet"
         return f"the stream is {stream!r}; streams shown here are: {shown}"
 
-    def _missing(self, key: _Key, newest: _Key, kept: list[int]) -> LabelError:
+    def _missing(self, key: _Key, newest: _Key, of_stream: list[_Key]) -> LabelError:
+        kept = [k.pts_ns for k in of_stream if k.epoch == key.epoch]
+        elsewhere = [str(k.epoch) for k in of_stream if k.pts_ns == key.pts_ns]
+        hint = f"; a picture of this time is kept of epoch {', '.join(elsewhere)}"
+        hint = hint if elsewhere else ""
         if key.epoch > newest.epoch:
             return LabelError(
                 "unknown_epoch",
@@ -92,22 +96,23 @@ class ReplayRing:
         if key.epoch == newest.epoch and key.pts_ns > newest.pts_ns:
             return LabelError(
                 "future",
-                f"pts_ns is {key.pts_ns}; the newest picture shown has {newest.pts_ns}: label what "
-                "has a mask",
+                f"pts_ns is {key.pts_ns}; the newest picture shown of epoch {newest.epoch}, the "
+                f"present one, has {newest.pts_ns}: label what has a mask{hint}",
             )
         if not kept or key.pts_ns < min(kept):
             since = f"pictures are kept from {min(kept)} on" if kept else "none of it is kept"
             return LabelError(
                 "expired",
                 f"the picture at {key.pts_ns} of epoch {key.epoch} is no longer here: {since} "
-                f"({self.seconds:g} s, {self.max_bytes} bytes): put the whole clip, or raise "
-                "intake.replay_s and intake.replay_mb",
+                f"({self.seconds:g} s, {self.max_bytes} bytes), and {key.stream} is in epoch "
+                f"{newest.epoch} now: put the whole clip, or raise intake.replay_s and "
+                f"intake.replay_mb{hint}",
             )
         nearest = min(kept, key=lambda pts_ns: abs(pts_ns - key.pts_ns))
         return LabelError(
             "no_frame",
             f"no picture was shown at {key.pts_ns}; the nearest has {nearest}: take the pts_ns of "
-            "its mask",
+            f"its mask{hint}",
         )
 
 

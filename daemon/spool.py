@@ -29,7 +29,8 @@ A batch may kill its learner. So `Spool.try_batch` counts on disk how often a ba
 it was last learned to its end (`Spool.end_batch`).
 
 A clip is ``pending``, then ``journaled``, then ``consumed`` (or ``quarantined``, then ``pending``
-or ``discarded``); a pending one may be replaced or become ``deleted``. Its id is kept for ever.
+or ``discarded``); a pending or quarantined one may be replaced, each at its place, or become
+``deleted``: so one wrong clip does not cost its batch. Its id is kept for ever.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from .spoolbook import SpoolBook, Total
 from .spooled import (
     Batch,
     ClipState,
@@ -66,6 +68,8 @@ from .spoolfile import (
 
 FILE_NAME: Final = "clips.sqlite"
 MAX_ID_CHARACTERS: Final = 256
+_OPEN: Final[tuple[ClipState, ...]] = ("pending", "quarantined")
+"""Clips in these states can be replaced and deleted."""
 
 
 class Spool:
@@ -97,6 +101,11 @@ class Spool:
         self._clock = clock
         self._file = SpoolFile(self.path)
         self._db: Final = self._file.connection
+        try:
+            self._book = SpoolBook(self._file)
+        except BaseException:
+            self._file.close()
+            raise
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
@@ -137,7 +146,13 @@ class Spool:
         return _recognised(clip_id, known, state, digest, replace)
 
     def append(
-        self, clip_id: str, payload: bytes, *, digest: bytes | None = None, replace: bool = False
+        self,
+        clip_id: str,
+        payload: bytes,
+        *,
+        digest: bytes | None = None,
+        replace: bool = False,
+        category: str | None = None,
     ) -> Outcome:
         """Store a clip; it is on disk when this returns.
 
@@ -147,7 +162,9 @@ class Spool:
             clip_id: names the clip for ever, 1 to `MAX_ID_CHARACTERS` characters.
             payload: what the learner gets.
             digest: of what was said about the clip; None takes the payload's.
-            replace: put it in the place of a pending or deleted one with this id.
+            replace: put it in the place of one with this id that is pending, set aside (its batch
+                stays so) or deleted.
+            category: its class, for `classes`.
 
         Raises:
             ConflictError: the id names a clip with other content, and `replace` is not set.
@@ -178,18 +195,22 @@ class Spool:
             else:
                 sequence = replaced
                 self._db.execute(
-                    "UPDATE clips SET id = ?, digest = ?, bytes = ?, stored_ns = ?,"
-                    " state = 'pending' WHERE sequence = ?",
+                    "UPDATE clips SET id = ?, digest = ?, bytes = ?, stored_ns = ?, state = CASE"
+                    " WHEN state = 'quarantined' THEN state ELSE 'pending' END WHERE sequence = ?",
                     (*entry, sequence),
                 )
             self._db.execute(
                 "INSERT INTO payloads VALUES (?, ?, ?, ?)",
                 (sequence, len(payload), zlib.crc32(payload), payload),
             )
+            if category is not None:
+                self._book.note_class(category)
         return "stored" if replaced is None else "replaced"
 
     def delete(self, clip_id: str) -> None:
-        """Delete a pending clip; its id is kept, and deleting it again is harmless.
+        """Delete a clip that is pending or set aside; deleting it again is harmless.
+
+        Its id is kept. A batch that is set aside goes on without it.
 
         Raises:
             UnknownClipError: no clip has the id.
@@ -205,12 +226,18 @@ class Spool:
             sequence, state = row
             if state == "deleted":
                 return
-            if state != "pending":
+            if state not in _OPEN:
                 raise JournaledError(
-                    f"clip {clip_id!r} is {state}; only one that is pending can be deleted"
+                    f"clip {clip_id!r} is {state}; only one that is pending or set aside can be "
+                    "deleted"
                 )
             self._db.execute("DELETE FROM payloads WHERE sequence = ?", (sequence,))
             self._db.execute("UPDATE clips SET state = 'deleted' WHERE sequence = ?", (sequence,))
+            self._db.execute(
+                "DELETE FROM members WHERE sequence = ?"
+                " AND batch IN (SELECT number FROM batches WHERE state = 'quarantined')",
+                (sequence,),
+            )
 
     def status(self) -> SpoolStatus:
         """What the spool holds, as of one moment.
@@ -219,11 +246,11 @@ class Spool:
             StorageError, CorruptError: the file.
         """
         with self._file.transaction(reading=True):
-            counts = self._db.execute("SELECT state, count(*) FROM clips GROUP BY state")
-            clips: dict[ClipState, int] = dict(counts.fetchall())
-            held, size = self._held()
+            totals = self._book.totals()
+            clips: dict[ClipState, int] = {state: each.clips for state, each in totals.items()}
+            held, size = self._book.held()
             (oldest_ns,) = self._db.execute(
-                "SELECT min(stored_ns) FROM clips WHERE state = 'pending'"
+                "SELECT min(stored_ns) FROM clips INDEXED BY pending_by_age WHERE state = 'pending'"
             ).fetchone()
             finished, retired = self._cursors()
             aside = self._db.execute(
@@ -240,6 +267,34 @@ class Spool:
                 tuple(SetAside(n, why, self._members(n)) for n, why in aside),
             )
 
+    @property
+    def classes(self) -> frozenset[str]:
+        """Classes of all clips that were ever stored here.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        return self._book.classes
+
+    # Both sides.
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing is to be learned; whoever learns asks when it begins.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        return self._book.is_paused
+
+    def pause(self, wanted: bool = True) -> None:
+        """Let nothing be learned, whatever is started again, until this is taken back.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        self._book.pause(wanted)
+
     # The learner's side.
 
     def waiting(self, after: int) -> Waiting:
@@ -253,7 +308,9 @@ class Spool:
         """
         with self._file.told():
             pending, oldest_ns = self._db.execute(
-                "SELECT count(*), min(stored_ns) FROM clips WHERE state = 'pending'"
+                "SELECT coalesce(sum(clips), 0), (SELECT min(stored_ns) FROM clips"
+                " INDEXED BY pending_by_age WHERE state = 'pending')"
+                " FROM totals WHERE what = 'pending'"
             ).fetchone()
             journaled = self._db.execute(
                 "SELECT 1 FROM batches WHERE number > ? AND state = 'journaled' LIMIT 1", (after,)
@@ -540,7 +597,7 @@ class Spool:
             self._db.execute("UPDATE cursor SET rewound = NULL")
 
     def release(self, number: int) -> None:
-        """Let the clips of a batch in quarantine wait again, at their old places.
+        """Let the clips of a batch in quarantine wait again, at their old places, as they are now.
 
         Raises:
             JournalError: the batch is not in quarantine.
@@ -579,14 +636,16 @@ class Spool:
 
         Else a learner that needs further clips to go on would wait for an intake that waits for it.
         """
-        rows = self._db.execute(
-            "SELECT state, count(*), sum(bytes) FROM clips"
-            " WHERE state IN ('pending', 'quarantined') AND sequence IS NOT ? GROUP BY state",
+        totals = self._book.totals()
+        pending, quarantined = (totals.get(each, Total()) for each in ("pending", "quarantined"))
+        counted, bytes_counted = self._db.execute(
+            "SELECT count(*), coalesce(sum(bytes), 0) FROM clips"
+            " WHERE state IN ('pending', 'quarantined') AND sequence IS ?",
             (replaced,),
-        ).fetchall()
-        waiting = sum(count for _, count, _ in rows)
-        total = sum(each for _, _, each in rows)
-        aside = sum(count for state, count, _ in rows if state == "quarantined")
+        ).fetchone()
+        waiting = pending.clips + quarantined.clips - counted
+        total = pending.bytes + quarantined.bytes - bytes_counted
+        aside = quarantined.clips
         advice = "wait until some are learned"
         if aside:
             advice += f", release or discard the {aside} that are set aside"
@@ -600,10 +659,6 @@ class Spool:
                 f"the spool holds {total} bytes that are not learned and the clip has {size}; "
                 f"{self.max_bytes} are allowed: {advice}, or raise intake.max_mb"
             )
-
-    def _held(self) -> tuple[int, int]:
-        query = "SELECT count(*), coalesce(sum(bytes), 0) FROM payloads"
-        return self._db.execute(query).fetchone()
 
     def _cursors(self) -> tuple[int, int]:
         return self._db.execute("SELECT finished, retired FROM cursor").fetchone()
@@ -690,10 +745,10 @@ def _recognised(
     if not replace:
         raise ConflictError(
             f"the id {clip_id!r} names a clip with other content, which is {state}; use another "
-            "id, or while it is pending put it with replace"
+            "id, or while it is pending or set aside put it with replace"
         )
-    if state != "pending":
+    if state not in _OPEN:
         raise JournaledError(
-            f"clip {clip_id!r} is {state}; only one that is pending can be replaced"
+            f"clip {clip_id!r} is {state}; only one that is pending or set aside can be replaced"
         )
     return None

@@ -37,7 +37,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A batch in quarantine: its number, why, and the ids of its clips."""
+    """A batch in quarantine: its number, why, and the ids of its clips that are still there."""
 
     number: int
     reason: str

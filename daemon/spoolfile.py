@@ -125,7 +125,7 @@ class DeletedError(SpoolError):
 
 
 class JournaledError(SpoolError):
-    """The clip is being learned or was: it can be neither replaced nor deleted."""
+    """The clip is being learned, was or was thrown away: neither to be replaced nor deleted."""
 
     code = "journaled"
 

@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from .config import Config
+from .endpoints import EndpointError
 from .infos import LearnerInfo
 from .labels import Answer, Refused
 from .learnline import (
@@ -42,6 +43,7 @@ from .learnline import (
     looked_at,
 )
 from .linefolder import LineFolder
+from .orderbook import OrderBook
 from .orders import Carried, Order
 from .wire import WireError
 
@@ -94,8 +96,8 @@ class Supervisor:
         self._info = LearnerInfo(state="starting", method=config.learner.method)
         self._offered: OfferedWeights | None = None
         self._orders: queue.SimpleQueue[tuple[Order, Future[Answer]]] = queue.SimpleQueue()
-        self._asked: dict[int, tuple[Order, Future[Answer], float]] = {}
-        self._number = 0
+        self._book = OrderBook()
+        self._gone = ""
         self._deaths: deque[float] = deque()
         self._restarts = 0
         self._life: _Life | None = None
@@ -116,12 +118,17 @@ class Supervisor:
             return offered
 
     def order(self, order: Order) -> Future[Answer]:
-        """Pass an order on; the answer comes when the learner has carried it out."""
+        """Pass an order on; the answer comes when the learner has carried it out.
+
+        An order whose id came before is not carried out again; see `orders.Order`.
+        """
         answer: Future[Answer] = Future()
-        if self._closing.is_set():
-            answer.set_result(_cannot(order, "the daemon leaves"))
-        else:
-            self._orders.put((order, answer))
+        with self._lock:
+            gone = self._gone or ("the daemon leaves" if self._closing.is_set() else "")
+            if not gone:
+                self._orders.put((order, answer))
+        if gone:
+            answer.set_result(_cannot(order, gone))
         return answer
 
     def close(self) -> None:
@@ -143,14 +150,19 @@ class Supervisor:
     # The supervisor's thread.
 
     def _run(self) -> None:
+        fault = ""
         try:
             while not self._closing.is_set():
                 self._turn()
         except Exception as error:  # noqa: BLE001 - whatever it is, masks go on
             _log.exception("the learner is not watched any more; masks go on")
-            self._set(state="failed", detail=f"{type(error).__name__}: {error}"[:4000])
+            fault = f"the learner is not watched any more ({type(error).__name__}: {error})"
+            fault = f"{fault[:3900]}; masks go on, start the daemon again to learn"
         finally:
-            self._leave()
+            try:
+                self._leave(fault)
+            finally:
+                self._refuse_rest(fault or "the daemon leaves")
 
     def _turn(self) -> None:
         life = self._life
@@ -164,17 +176,20 @@ class Supervisor:
             code = life.process.poll()
             if code is not None:
                 self._listen(life)
-                self._bury(life, _cause(code), final=code == _REFUSED)
+                self._bury(_cause(code), final=code == _REFUSED)
             elif life.is_hung():
                 life.dump_and_kill()
-                self._bury(life, f"made no progress in {self._config.learner.hang_s:g} s", False)
+                self._bury(f"made no progress in {self._config.learner.hang_s:g} s", final=False)
         self._pass_on()
 
     def _begin(self) -> None:
         self._start_at = None
-        self._life = _Life(
-            self._config, self._command, self._folder.socket(self._restarts), self._clock
-        )
+        try:
+            self._life = _Life(
+                self._config, self._command, self._folder.socket(self._restarts), self._clock
+            )
+        except (OSError, EndpointError) as error:
+            self._bury(f"could not be started ({error})", final=False)
 
     def _listen(self, life: _Life) -> None:
         try:
@@ -195,9 +210,8 @@ class Supervisor:
             case (offer, blob):
                 self._look_at(offer, blob)
             case _:
-                if said.request is not None and said.request in self._asked:
-                    order, answer, _ = self._asked.pop(said.request)
-                    answer.set_result(replace(said, request=order.request))
+                if said.request is not None:
+                    self._book.settle(said.request, said)
 
     def _look_at(self, offer: Offer, blob: bytes) -> None:
         try:
@@ -209,10 +223,11 @@ class Supervisor:
         with self._lock:
             self._offered = offered
 
-    def _bury(self, life: _Life, cause: str, final: bool) -> None:
-        """Note a death, and decide when the next life begins."""
-        life.close()
-        self._life = None
+    def _bury(self, cause: str, *, final: bool) -> None:
+        """Note a death, or that there was no life, and decide when the next one begins."""
+        life, self._life = self._life, None
+        if life is not None:
+            life.close()
         now = self._clock()
         self._deaths.append(now)
         while now - self._deaths[0] > _WINDOW_S:
@@ -224,7 +239,7 @@ class Supervisor:
             final = True
             detail = f"the learner {cause}, {len(self._deaths)} times in ten minutes"
         else:
-            detail = f"the learner {cause}; it is started again"
+            detail = f"the learner {cause}; it is started again soon"
             self._restarts += 1
             self._start_at = now + min(30.0, 2.0 ** (len(self._deaths) - 1))
         if final:
@@ -237,8 +252,10 @@ class Supervisor:
         )
         _log.error("%s", detail)
         self._announce("learner_died", detail, {"restarts": self._restarts, "final": final})
-        for number in list(self._asked):
-            self._fail(number, f"the learner {cause} before it answered; ask again")
+        self._book.settle_all(
+            f"the learner {cause} before it answered; whether the order was carried out is not "
+            "known: see atlasd status and atlasd versions before you give it again"
+        )
 
     # Orders.
 
@@ -246,45 +263,53 @@ class Supervisor:
         with suppress(queue.Empty):
             while True:
                 self._pass(*self._orders.get_nowait())
-        for number, (_, _, deadline) in list(self._asked.items()):
-            if self._clock() >= deadline:
-                self._fail(number, f"the learner did not answer within {_ORDER_S:g} s; ask again")
+        self._book.tell_late(
+            self._clock(),
+            f"the learner did not answer within {_ORDER_S:g} s; the order stands, and is carried "
+            "out when it comes to it: atlasd status shows when",
+        )
 
     def _pass(self, order: Order, answer: Future[Answer]) -> None:
+        numbered = self._book.enter(order, answer, self._clock() + _ORDER_S)
+        if numbered is None:
+            return
         if self._life is None and order.order == "resume" and self._start_at is None:
             self._deaths.clear()
             self._restarts += 1
             self._start_at = self._clock()
             self._set(state="starting", detail="")
             detail = "the learner is started again"
-            answer.set_result(Carried(request=order.request, order="resume", detail=detail))
-            return
-        self._number += 1
-        numbered = replace(order, request=self._number)
-        if self._life is None or not self._life.line.order(numbered):
+            done = Carried(request=order.request, order="resume", detail=detail)
+            self._book.settle(numbered.request, done)
+        elif self._life is None or not self._life.line.order(numbered):
             info = self.info()
-            answer.set_result(_cannot(order, f"the learner is {info.state}: {info.detail}"))
-            return
-        self._asked[self._number] = (order, answer, self._clock() + _ORDER_S)
-
-    def _fail(self, number: int, why: str) -> None:
-        order, answer, _ = self._asked.pop(number)
-        answer.set_result(_cannot(order, why))
+            refused = _cannot(order, f"the learner is {info.state}: {info.detail}")
+            self._book.dismiss(numbered.request, refused)
 
     # The end.
 
-    def _leave(self) -> None:
+    def _leave(self, fault: str) -> None:
+        """End the learner; a failure, its own or of this thread, is what is told from now on."""
         if self._life is not None:
             self._life.end(self._hear)
             self._life.close()
-        self._set(state="stopped", detail="", pid=0)
-        for number in list(self._asked):
-            self._fail(number, "the daemon leaves")
+        if fault:
+            self._set(state="failed", detail=fault)
+            self._announce("learner_died", fault, {"restarts": self._restarts, "final": True})
+        elif self.info().state != "failed":
+            self._set(state="stopped", detail="")
+        self._set(pid=0)
+        self._folder.clear()
+
+    def _refuse_rest(self, why: str) -> None:
+        """Answer all who wait; from now on nobody is let in."""
+        with self._lock:
+            self._gone = why
+        self._book.settle_all(why)
         with suppress(queue.Empty):
             while True:
                 order, answer = self._orders.get_nowait()
-                answer.set_result(_cannot(order, "the daemon leaves"))
-        self._folder.clear()
+                answer.set_result(_cannot(order, why))
 
     def _set(self, **changes: object) -> None:
         with self._lock:
@@ -301,17 +326,11 @@ class _Life:
         self._hang_s = config.learner.hang_s
         self._is_up = False
         self.line = DaemonEnd(f"ipc://{socket}")
-        self.process = subprocess.Popen(
-            [*command, self.line.endpoint, str(os.getpid())],
-            stdin=subprocess.PIPE,
-            process_group=0,
-            env={**_PATIENT, **os.environ},
-        )
-        _give_way(self.process.pid)
-        with suppress(BrokenPipeError):
-            assert self.process.stdin is not None  # noqa: S101  as asked for
-            self.process.stdin.write(config.model_dump_json().encode())
-            self.process.stdin.close()
+        try:
+            self.process = _started(config, [*command, self.line.endpoint, str(os.getpid())])
+        except BaseException:
+            self.line.close()
+            raise
         self._heard_at, self._computed_s = clock(), 0.0
 
     def progressed(self, said: FromLearner) -> None:
@@ -352,6 +371,28 @@ class _Life:
             self.process.kill()
         self.process.wait()
         self.line.close()
+
+
+def _started(config: Config, command: list[str]) -> subprocess.Popen[bytes]:
+    """The learner's process, told its configuration.
+
+    Raises:
+        OSError: the system gives no process, pipe or memory.
+    """
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, process_group=0, env={**_PATIENT, **os.environ}
+    )
+    _give_way(process.pid)
+    try:
+        with suppress(BrokenPipeError):
+            assert process.stdin is not None  # noqa: S101  as asked for
+            process.stdin.write(config.model_dump_json().encode())
+            process.stdin.close()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return process
 
 
 def _give_way(pid: int) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import random
 import sqlite3
+import sys
 import time
+from concurrent.futures import Future
 from contextlib import ExitStack
+from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -27,6 +30,7 @@ from atlasd.daemon.labels import (
     pack_request,
     unpack_answer,
 )
+from atlasd.daemon.orders import Carried, Order
 from atlasd.daemon.replayring import ReplayRing
 from atlasd.daemon.spool import Spool
 from atlasd.daemon.wire import WireError
@@ -92,6 +96,23 @@ def test_a_reference_becomes_the_whole_clip_that_was_shown(desk, spool):
     assert (sample.frame.pts_ns, sample.window.state) == (PERIOD_NS, "ok")
 
 
+@pytest.mark.parametrize("shift_ns", [500_000_000, 123_456_789, -200_000_000])
+def test_a_reference_is_learned_with_the_sound_that_the_network_heard(desk, spool, shift_ns):
+    """As `sync.anchor: center`, `sync.lag_ms` or late sound place it."""
+    shown = a_sample(2)
+    moved = dataclasses.replace(
+        shown.window,
+        start_ns=shown.window.start_ns + shift_ns,
+        end_ns=shown.window.end_ns + shift_ns,
+    )
+    desk.ring.add(dataclasses.replace(shown, window=moved))
+    assert asked(desk, a_reference(pts_ns=2 * PERIOD_NS)).state == "stored"
+    ((sample,),) = (clip.clip.samples for clip in learned(spool))
+    np.testing.assert_array_equal(sample.window.samples, moved.samples)
+    assert (sample.window.state, sample.window.gap_ms) == ("ok", 0.0)
+    assert (sample.window.start_ns, sample.window.end_ns) == (moved.start_ns, moved.end_ns)
+
+
 def test_a_mask_of_the_source_pictures_size_is_brought_to_the_networks(desk, spool):
     doubled = np.kron(blob(), np.ones((2, 2), bool))
     assert asked(desk, a_reference(mask=a_mask(doubled))).state == "stored"
@@ -126,6 +147,19 @@ def test_a_reference_to_what_is_not_there_is_refused_by_name(desk, spool, fields
 
 def test_this_runs_own_name_is_right(desk):
     assert asked(desk, a_reference(instance="run-1")).state == "stored"
+    assert asked(desk, a_reference()).state == "same"
+
+
+def test_a_frame_of_another_run_is_another_clip_though_all_that_is_said_is_the_same(desk, spool):
+    empty = a_mask(np.zeros((6, 10), bool))
+    assert asked(desk, a_reference(mask=empty)).state == "stored"
+    ring = ReplayRing(1.0, 10_000_000)
+    ring.add(a_sample(0))
+    later = LabelDesk(spool, ring, LabelRules(instance="run-2"))
+    assert code(later, a_reference(mask=empty)) == "conflict"
+    assert asked(later, a_reference(mask=empty, instance="run-1")).state == "same"
+    assert code(later, a_reference("frame-2", mask=empty, instance="run-1")) == "expired"
+    assert asked(later, a_reference("frame-2", mask=empty)).state == "stored"
 
 
 def test_unknown_classes_are_refused_where_classes_are_closed(spool, ring):
@@ -135,6 +169,25 @@ def test_unknown_classes_are_refused_where_classes_are_closed(spool, ring):
     assert asked(closed, a_clip("b", category=None)).state == "stored"
     opened = LabelDesk(spool, ring, LabelRules(categories=("dog",)))
     assert asked(opened, a_clip("c", category="cat")).state == "stored"
+
+
+@pytest.mark.parametrize("category", ["", " ", "\t\u3000"])
+def test_a_class_without_a_name_is_none(desk, spool, category):
+    assert code(desk, a_clip(category=category)) == "bad_class"
+    assert spool.status().clips == {}
+
+
+def test_a_network_has_so_many_classes_and_no_more(spool, ring):
+    desk = LabelDesk(spool, ring, LabelRules(categories=tuple(f"c{k}" for k in range(1022))))
+    assert asked(desk, a_clip("a", category="cat")).state == "stored"
+    assert asked(desk, a_clip("b", category="cat")).state == "stored"
+    assert asked(desk, a_reference("c", category="dog")).state == "stored"
+    assert code(desk, a_clip("d", category="cow")) == "too_many_classes"
+    assert asked(desk, a_clip("d", category="c7")).state == "stored"
+    assert asked(desk, a_clip("e", category=None)).state == "stored"
+    later = LabelDesk(spool, ring, LabelRules(categories=desk.rules.categories))
+    assert code(later, a_clip("f", category="cow")) == "too_many_classes", "though none is learned"
+    assert asked(later, a_clip("f", category="dog")).state == "stored"
 
 
 def test_what_the_spool_refuses_is_refused_with_its_code(desk, spool):
@@ -151,13 +204,40 @@ def test_what_the_spool_refuses_is_refused_with_its_code(desk, spool):
     assert asked(desk, a_clip("b")).state == "consumed"
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (Refused(request=7, code="no_learner", detail="the learner is restarting"), "restarting"),
+        (Carried(request=7, order="pause", detail="it stands still"), "it stands still"),
+    ],
+)
+def test_a_pause_holds_whether_a_learner_is_there_or_not(desk, spool, tmp_path, said, expected):
+    passed = []
+
+    def learner(order):
+        passed.append(order.order)
+        answered = Future()
+        answered.set_result(said)
+        return answered
+
+    desk.learner = learner
+    answer = asked(desk, Order(order="pause")).result(0)
+    assert isinstance(answer, Carried)
+    assert expected in answer.detail
+    with Spool(tmp_path / "spool") as learners:
+        assert learners.is_paused
+        asked(desk, Order(order="resume"))
+        assert not learners.is_paused
+    assert passed == ["pause", "resume"]
+
+
 def test_a_spool_that_fails_is_told_and_the_desk_goes_on(desk, spool, caplog):
     with sqlite3.connect(spool.path) as other:
-        other.execute("ALTER TABLE payloads RENAME TO elsewhere")
+        other.execute("ALTER TABLE clips RENAME TO elsewhere")
         other.commit()
         assert code(desk, a_clip()) == "storage"
-        assert "payloads" in desk.info("ipc:///x").detail
-        other.execute("ALTER TABLE elsewhere RENAME TO payloads")
+        assert "no such table: clips" in desk.info("ipc:///x").detail
+        other.execute("ALTER TABLE elsewhere RENAME TO clips")
     other.close()
     assert asked(desk, a_clip()).state == "stored"
     assert "could not be stored" in caplog.text
@@ -300,6 +380,39 @@ def test_a_message_far_over_the_limit_is_not_received_and_the_others_go_on(raw, 
     assert client.put(a_clip()) == "stored"
 
 
+def peak_mb() -> float:
+    """Most memory that this process has used since the peak was forgotten."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is Linux's to tell")
+def test_a_gigabyte_is_not_received(raw, client, served):
+    socket = raw(zmq.DEALER)
+    Path("/proc/self/clear_refs").write_text("5")
+    before_mb = peak_mb()
+    with socket.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
+        socket.send(bytes(1 << 30), copy=False)  # pages that nobody writes take no memory
+        assert client.put(a_clip()) == "stored"
+        assert monitor.poll(PATIENCE_S * 1000), "its sender is cut off"
+        socket.disable_monitor()
+    assert peak_mb() - before_mb < 200
+    assert not socket.poll(0)
+    assert client.put(a_clip("b")) == "stored"
+
+
+def test_a_request_in_many_frames_is_refused_and_the_next_one_taken(raw, client):
+    socket = raw(zmq.DEALER)
+    socket.send_multipart([bytes(1 << 20)] * 25 + [pack_request(a_clip())])
+    answer = unpack_answer(socket.recv())
+    assert (answer.code, answer.request) == ("malformed", None)
+    assert "it must be one" in answer.detail
+    socket.send_multipart([b"x"] * 30 + [pack_request(a_clip())])
+    *_, last = socket.recv_multipart()
+    assert unpack_answer(last).code == "malformed"
+    assert client.put(a_clip()) == "stored"
+
+
 def test_a_labeler_that_left_before_its_answer_ends_nothing(raw, client):
     for _ in range(20):
         socket = raw(zmq.DEALER)
@@ -399,6 +512,24 @@ def test_silence_is_told_in_the_end(scripted):
     with pytest.raises(NoAnswerError, match=r"inproc://labels did not answer 3 times.*enabled"):
         client.put(a_clip())
     assert len(script.requests) == 3
+
+
+def carried(number):
+    return pack_answer(Carried(request=number, order="rollback", detail="gone back"))
+
+
+def test_an_order_that_is_sent_again_keeps_its_id_and_the_next_one_has_another(scripted):
+    client, script = scripted([[], [carried], [carried]])
+    client.order(Order(order="rollback"))
+    client.order(Order(order="rollback"))
+    first, again, other = [request["id"] for request in script.requests]
+    assert first == again != other
+
+
+def test_an_order_without_an_answer_may_have_been_carried_out(scripted):
+    client, _ = scripted([[], [], []])
+    with pytest.raises(NoAnswerError, match="whether the order was carried out is not known"):
+        client.order(Order(order="rollback"))
 
 
 def test_an_answer_to_an_earlier_request_is_passed_over(scripted):

@@ -50,27 +50,35 @@ def toy(tmp_path_factory):
 class Served:
     """A running intake, and a look into its spool."""
 
-    def __init__(self, folder, **quota):
+    def __init__(self, folder, *, epoch=0, **quota):
         self.spool = Spool(folder / "spool", **quota)
         ring = ReplayRing(10, 10_000_000)
-        ring.add(a_sample(3))
-        self.intake = Intake(f"ipc://{folder}/labels", LabelDesk(self.spool, ring, LabelRules()))
+        ring.add(a_sample(3, epoch=epoch))
+        self.bus = Publisher(f"ipc://{folder}/bus", status_s=0.02)
+        self.bus.publish(a_hello())
+        self.bus.publish(a_mask(3, epoch=epoch))
+        rules = LabelRules(instance=self.bus.instance)
+        self.intake = Intake(f"ipc://{folder}/labels", LabelDesk(self.spool, ring, rules))
         self.endpoint = self.intake.endpoint
         self._folder = folder
 
     def clips(self, n=50):
         """What a learner would get, once the intake is closed."""
-        self.intake.close()
+        self.close()
         with Spool(self._folder / "spool") as spool:
             batch = spool.next_batch(0, n, 0)
             return [] if batch is None else [load(clip.payload) for clip in batch.clips]
+
+    def close(self):
+        self.intake.close()
+        self.bus.close()
 
 
 @pytest.fixture
 def served(tmp_path):
     opened = Served(tmp_path)
     yield opened
-    opened.intake.close()
+    opened.close()
 
 
 def said(served, *words) -> str:
@@ -144,10 +152,46 @@ def test_a_jpeg_travels_as_it_is(served, tmp_path):
         np.testing.assert_array_equal(clip.clip.samples[0].frame.image, np.asarray(picture))
 
 
+def of_shown(served, files, *words):
+    """Words that label the picture shown at three periods, of the present run and epoch."""
+    mask = f"{files}/m0.png"
+    bus = served.bus.endpoint
+    return ["label", "--pts-ns", str(3 * PERIOD_NS), "--mask", mask, "--bus", bus, *words]
+
+
 def test_a_frame_that_was_shown_is_labeled_by_its_time(served, files):
-    words = ["label", "--pts-ns", str(3 * PERIOD_NS), "--mask", f"{files}/m0.png"]
-    assert said(served, *words) == f"main/0/{3 * PERIOD_NS}: stored\n"
+    told = said(served, *of_shown(served, files))
+    assert told == f"main/{served.bus.instance}/0/{3 * PERIOD_NS}: stored\n"
     np.testing.assert_array_equal(served.clips()[0].clip.samples[0].frame.image, pixels(3))
+
+
+def test_a_frame_is_of_the_present_epoch_unless_told(tmp_path, files):
+    served = Served(tmp_path, epoch=2)
+    assert said(served, *of_shown(served, files)).endswith(f"/2/{3 * PERIOD_NS}: stored\n")
+    result = failed(served, *of_shown(served, files, "--epoch", "1"))
+    assert result.exception.code == "expired"
+    assert "main is in epoch 2 now" in str(result.exception)
+    assert "kept of epoch 2" in str(result.exception)
+    served.close()
+
+
+def test_the_same_frame_of_the_next_run_is_another_clip(tmp_path, files):
+    first = Served(tmp_path)
+    said(first, *of_shown(first, files))
+    first.close()
+    second = Served(tmp_path)
+    assert said(second, *of_shown(second, files)).endswith(": stored\n")
+    stale = of_shown(second, files, "--instance", "0" * 32, "--epoch", "0")
+    assert failed(second, *stale).exception.code == "expired"
+    assert len(second.clips()) == 2
+
+
+def test_a_run_that_is_not_heard_of_is_told(served, files, tmp_path):
+    words = of_shown(served, files, "--timeout", "0.1")
+    words[words.index("--bus") + 1] = f"ipc://{tmp_path}/nobody"
+    result = failed(served, *words)
+    assert isinstance(result.exception, LabelToolError)
+    assert "--instance and --epoch" in str(result.exception)
 
 
 def test_a_clip_of_a_data_set_is_labeled_by_its_name(served, toy):
@@ -293,7 +337,7 @@ def test_a_full_spool_ends_the_feed_with_what_to_do(tmp_path, toy):
     served = Served(tmp_path, max_clips=2)
     with pytest.raises(FeedError, match=r"1 quota, 2 stored; quota: .*Feed again to go on"):
         fed(told_to(toy, served))
-    served.intake.close()
+    served.close()
 
 
 def test_a_daemon_that_is_gone_ends_the_feed_with_what_to_do(tmp_path, toy):

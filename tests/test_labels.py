@@ -376,14 +376,16 @@ def test_the_limits_are_those_of_the_specification():
             assert f"`{field.name}`" in text, field.name
 
 
-def test_the_lost_parts_of_a_window_that_was_shown_stay_known():
-    """A late window ends before its picture; what was not heard is a gap when it is learned."""
+def test_a_late_window_is_learned_as_it_was_shown_and_its_losses_stay_known():
+    """It slid back to the newest sound, and lost some of that."""
     sample = a_sample(50)
-    heard = sample.window.samples[: RATE_HZ // 4]
-    end_ns = sample.window.start_ns + SECOND_NS // 4
-    late = AudioWindow(heard, RATE_HZ, sample.window.start_ns, end_ns, "late")
+    start_ns, end_ns = (
+        sample.window.start_ns - SECOND_NS // 4,
+        sample.window.end_ns - SECOND_NS // 4,
+    )
+    late = AudioWindow(sample.window.samples, RATE_HZ, start_ns, end_ns, "late", 30.0)
     clip = resolve(a_reference(), Sample(sample.frame, late))
     window = load(pack_stored(clip)).clip.samples[0].window
-    assert (window.state, window.gap_ms) == ("gap", 750.0)
-    np.testing.assert_array_equal(window.samples[: RATE_HZ // 4], heard)
-    assert not window.samples[RATE_HZ // 4 :].any()
+    assert (window.state, window.gap_ms) == ("gap", 30.0)
+    assert (window.start_ns, window.end_ns) == (start_ns, end_ns)
+    np.testing.assert_array_equal(window.samples, late.samples)

@@ -128,6 +128,17 @@ def same(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_pause_outlives_the_learner_until_it_is_taken_back(bench):
+    bench.learning.pause()
+    bench.put(*(toy(k) for k in range(4)))
+    bench.begin()
+    assert bench.learning.info().state == "paused"
+    assert bench.turns() == 0
+    bench.learning.resume()
+    bench.begin()
+    assert bench.turns() == 2
+
+
 def test_a_batch_is_learned_and_published_once_the_next_one_judged_it(bench):
     bench.put(*(toy(k) for k in range(4)))
     assert bench.turns() == 2

@@ -74,6 +74,21 @@ def test_the_same_clip_twice_is_stored_once(spool):
     assert spool.status().clips == {"pending": 1}
 
 
+def test_a_file_from_before_totals_were_kept_gets_them(spool, folder):
+    filled(spool, 3).delete("c1")
+    kept = ("pause", "totals", "classes")
+    with closing(sqlite3.connect(folder / "clips.sqlite")) as before:
+        named = before.execute("SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL")
+        for kind, name in named.fetchall():
+            if kind == "trigger" or name in {*kept, "pending_by_age", "batches_aside"}:
+                before.execute(f"DROP {kind} {name}")
+        before.commit()
+    with Spool(folder) as opened:
+        assert opened.status().clips == {"pending": 2, "deleted": 1}
+        assert (opened.status().held, opened.status().bytes) == (2, 18)
+        assert not opened.is_paused
+
+
 def test_the_digest_says_what_the_same_clip_is(spool):
     spool.append("a", b"first", digest=b"d")
     assert spool.append("a", b"made anew", digest=b"d") == "same"
@@ -93,6 +108,34 @@ def test_a_pending_clip_is_replaced_at_its_place(spool):
     assert spool.append("c0", b"better", replace=True) == "replaced"
     batch = spool.next_batch(0, 8, 0)
     assert [clip.payload for clip in batch.clips] == [b"better", b"payload 1"]
+
+
+def test_one_wrong_clip_of_a_batch_that_was_set_aside_does_not_cost_its_neighbours(spool):
+    filled(spool, 4).next_batch(0, 4, 7)
+    spool.quarantine(1, "poison")
+    with pytest.raises(ConflictError, match="set aside"):
+        spool.append("c1", b"mended")
+    assert spool.append("c1", b"mended", replace=True) == "replaced"
+    spool.delete("c2")
+    (aside,) = spool.status().set_aside
+    assert (aside.number, aside.ids) == (1, ("c0", "c1", "c3"))
+    assert spool.next_batch(1, 4, 0) is None, "it waits for a person all the same"
+    spool.release(1)
+    batch = spool.next_batch(1, 4, 0)
+    payloads = [b"payload 0", b"mended", b"payload 3"]
+    assert (ids(batch), [c.payload for c in batch.clips]) == (["c0", "c1", "c3"], payloads)
+
+
+def test_a_clip_put_anew_is_not_thrown_away_with_the_batch_that_it_was_taken_out_of(spool):
+    filled(spool, 2).next_batch(0, 2, 7)
+    spool.quarantine(1, "poison")
+    spool.delete("c1")
+    assert spool.append("c1", b"mended", replace=True) == "replaced"
+    spool.discard(1)
+    assert spool.status().clips == {"discarded": 1, "pending": 1}
+    assert [c.payload for c in spool.next_batch(1, 4, 0).clips] == [b"mended"]
+    with pytest.raises(JournaledError, match="is discarded; only one that is pending or set aside"):
+        spool.delete("c0")
 
 
 def test_a_journaled_clip_is_neither_replaced_nor_deleted(spool):
@@ -422,8 +465,8 @@ class SpoolMachine(RuleBasedStateMachine):
         elif state is not None and same:
             expected = state if state in {"consumed", "discarded"} else "same"
         elif state is not None:
-            expected = None if replace and state == "pending" else ConflictError
-            if replace and state != "pending":
+            expected = None if replace else ConflictError
+            if replace and state not in {"pending", "quarantined"}:
                 expected = JournaledError
         unlearned = {c for c, s in self.state.items() if s in {"pending", "quarantined"}}
         if expected is None and len(unlearned - {name}) >= self.max_clips:
@@ -431,7 +474,8 @@ class SpoolMachine(RuleBasedStateMachine):
         if expected is None:
             done = self.spool.append(name, content, replace=replace)
             assert done == ("stored" if state is None else "replaced")
-            self.content[name], self.state[name] = content, "pending"
+            self.content[name] = content
+            self.state[name] = state if state == "quarantined" else "pending"
             self.order += [] if name in self.order else [name]
         elif isinstance(expected, str):
             assert self.spool.append(name, content, replace=replace) == expected
@@ -442,9 +486,12 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule(name=names)
     def delete(self, name):
         state = self.state.get(name)
-        if state in {"pending", "deleted"}:
+        if state in {"pending", "quarantined", "deleted"}:
             self.spool.delete(name)
             self.state[name] = "deleted"
+            for batch in self.journal:
+                if batch["state"] == "quarantined":
+                    batch["ids"] = [each for each in batch["ids"] if each != name]
         else:
             with pytest.raises(JournaledError if state else UnknownClipError):
                 self.spool.delete(name)

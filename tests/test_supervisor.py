@@ -10,6 +10,7 @@ from hashlib import sha256
 import msgpack
 import numpy as np
 import pytest
+from atlasd.daemon import supervisor
 from atlasd.daemon.config import Config
 from atlasd.daemon.fields import to_map
 from atlasd.daemon.labels import Refused
@@ -53,15 +54,14 @@ while True:
 class Watched:
     """A supervisor of a script, and what it announced."""
 
-    def __init__(self, script: str, **learner):
+    def __init__(self, script: str, *, command: tuple[str, ...] = (), announce=None, **learner):
         config = Config.model_validate(
             {"intake": {"enabled": True}, "learner": {"enabled": True, **learner}}
         )
         self.announced: list[tuple[str, str, dict]] = []
-        command = (sys.executable, "-c", SPEAKER + script)
-        self.supervisor = Supervisor(
-            config, LAYOUT, lambda *told: self.announced.append(told), command=command
-        )
+        command = command or (sys.executable, "-c", SPEAKER + script)
+        announce = announce or (lambda *told: self.announced.append(told))
+        self.supervisor = Supervisor(config, LAYOUT, announce, command=command)
 
     def __enter__(self):
         return self
@@ -79,8 +79,9 @@ class Watched:
     def state(self, state: str):
         return self.until(lambda: self.supervisor.info().state == state)
 
-    def order(self, name: str):
-        return self.supervisor.order(Order(order=name, request=77)).result(PATIENCE_S)
+    def order(self, name: str, request: int = 77, **fields):
+        order = Order(order=name, request=request, **fields)
+        return self.supervisor.order(order).result(PATIENCE_S)
 
 
 def offered(version: str = "1-a", categories=("dog", "cow"), **changes) -> tuple[Offer, bytes]:
@@ -130,6 +131,104 @@ def test_a_learner_that_dies_is_started_again_and_then_given_up():
         watched.until(lambda: len(watched.announced) == 4)
 
 
+def test_a_process_that_cannot_be_had_is_a_death_like_any_other(tmp_path):
+    program = tmp_path / "learner"
+    with Watched("", command=(str(program),), max_restarts=0) as watched:
+        watched.state("failed")
+        ((kind, detail, told),) = watched.announced
+        assert (kind, told["final"]) == ("learner_died", True)
+        assert "could not be started" in detail
+        assert str(program) in detail
+        program.write_text(f"#!{sys.executable}\n{SPEAKER}{OBEDIENT}")
+        program.chmod(0o700)
+        assert isinstance(watched.order("resume"), Carried)
+        watched.state("waiting")
+
+
+def test_a_learner_that_was_given_up_is_told_so_to_the_end():
+    with Watched("end(3)", max_restarts=0) as watched:
+        watched.state("failed")
+        watched.supervisor.close()
+        info = watched.supervisor.info()
+        assert info.state == "failed"
+        assert "exit code 3" in info.detail
+
+
+def test_a_supervisor_that_fails_itself_says_so_and_answers_orders():
+    failures = iter([RuntimeError("no bus")])
+
+    def announce(*told):
+        for failure in failures:
+            raise failure
+
+    with Watched("end(3)", announce=announce) as watched:
+        watched.state("failed")
+        answer = watched.order("resume")
+        assert isinstance(answer, Refused)
+        assert "no bus" in answer.detail
+        assert "start the daemon again" in answer.detail
+        watched.supervisor.close()
+        assert "no bus" in watched.supervisor.info().detail
+
+
+COUNTING = """
+say("waiting")
+count = 0
+while True:
+    kind, data = line.recv_multipart()
+    if kind == b"stop":
+        end(0)
+    count += 1
+    order = msgpack.unpackb(data)
+    answer = {"ok": True, "v": "1.2", "request": order["request"], "order": order["order"]}
+    line.send_multipart([b"answer", msgpack.packb(answer | {"detail": str(count)})])
+"""
+
+
+def test_an_order_that_is_sent_again_is_carried_out_once_and_answered_each_time():
+    with Watched(COUNTING) as watched:
+        watched.state("waiting")
+        asked = [
+            watched.supervisor.order(Order(order="rollback", id="a", request=request))
+            for request in (1, 2)
+        ]
+        answers = [each.result(PATIENCE_S) for each in asked]
+        answers.append(watched.order("rollback", request=3, id="a"))
+        assert [(each.request, each.detail) for each in answers] == [(1, "1"), (2, "1"), (3, "1")]
+        assert watched.order("rollback", id="b").detail == "2"
+        assert watched.order("rollback").detail == "3", "without an id it is another each time"
+        refused = watched.order("rollback", id="a", version="7-x")
+        assert (refused.code, refused.request) == ("conflict", 77)
+
+
+def test_an_order_that_could_not_be_passed_on_may_be_given_again_under_its_id(tmp_path):
+    marker = tmp_path / "up"
+    script = f"""
+if not os.path.exists({str(marker)!r}): end(3)
+{OBEDIENT}"""
+    with Watched(script, max_restarts=0) as watched:
+        watched.state("failed")
+        assert isinstance(watched.order("checkpoint", id="a"), Refused)
+        marker.touch()
+        watched.order("resume")
+        watched.state("waiting")
+        assert watched.order("checkpoint", id="a").detail == "done"
+
+
+def test_an_order_that_takes_long_stands_and_its_answer_can_be_asked_for(monkeypatch):
+    monkeypatch.setattr(supervisor, "_ORDER_S", 0.2)
+    slow = COUNTING.replace("count += 1", "count += 1; time.sleep(1)")
+    with Watched(slow) as watched:
+        watched.state("waiting")
+        refused = watched.order("consolidate", id="a")
+        assert refused.code == "not_yet"
+        assert "the order stands" in refused.detail
+        answer = watched.until(
+            lambda: isinstance(again := watched.order("consolidate", id="a"), Carried) and again
+        )
+        assert answer.detail == "1"
+
+
 def test_a_learner_that_cannot_learn_is_not_started_again():
     with Watched('say("failed", detail="no such method"); end(2)') as watched:
         watched.until(lambda: watched.announced)
@@ -151,6 +250,7 @@ def test_an_order_that_the_learner_dies_over_is_refused():
         answer = watched.order("checkpoint")
         assert isinstance(answer, Refused)
         assert "exit code 9" in answer.detail
+        assert "not known" in answer.detail
 
 
 def test_a_learner_that_talks_nonsense_is_killed():

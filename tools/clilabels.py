@@ -39,9 +39,19 @@ def label(
         ),
     ] = None,
     stream: Annotated[str, typer.Option(help="Of that frame.")] = "main",
-    epoch: Annotated[int, typer.Option(min=0, help="Of that frame.")] = 0,
+    epoch: Annotated[
+        int | None, typer.Option(min=0, help="Of that frame; default: the stream's present one.")
+    ] = None,
+    instance: Annotated[
+        str | None,
+        typer.Option(help="The run of the daemon that showed it; default: the present one."),
+    ] = None,
+    bus: Annotated[
+        str, typer.Option(help="Where the daemon publishes: asked for what is present.")
+    ] = "tcp://127.0.0.1:5557",
     delete: Annotated[
-        str | None, typer.Option(metavar="ID", help="Instead: take back a clip not yet learned.")
+        str | None,
+        typer.Option(metavar="ID", help="Instead: take back a clip not yet learned, or set aside."),
     ] = None,
     clip_id: Annotated[
         str | None,
@@ -50,7 +60,8 @@ def label(
     category: Annotated[str | None, typer.Option("--class", help="What sounds.")] = None,
     provenance: Annotated[str, typer.Option(help="Where the mask comes from.")] = "atlasd label",
     replace: Annotated[
-        bool, typer.Option("--replace", help="Take the place of a clip not yet learned.")
+        bool,
+        typer.Option("--replace", help="Take the place of a clip not yet learned, or set aside."),
     ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="A mask that covers all of its picture is meant.")
@@ -65,7 +76,8 @@ def label(
     Of a data set: `atlasd label --data data/open-avs --clip s4/train/NAME`.
 
     Of what the daemon sees: `atlasd label --pts-ns 2960000000 --mask mine.png`, with the time that
-    `atlasd subscribe --json` shows, while the frame is kept (`intake.replay_s`).
+    `atlasd subscribe --json` shows, while the frame is kept (`intake.replay_s`). Times begin anew
+    with every epoch and every run: --epoch and --instance, from there too, say which was meant.
 
     The same label twice is one clip. The daemon must run with `intake.enabled`.
     """
@@ -93,7 +105,12 @@ def label(
     elif pts_ns is not None:
         if mask is None or len(mask) != 1:
             raise typer.BadParameter("--pts-ns names one frame; give it one --mask")
-        put = tool.label_of_shown(mask[0], facts, stream=stream, epoch=epoch, pts_ns=pts_ns)
+        if instance is None or epoch is None:
+            run, now = tool.present_run(bus, stream, timeout_s=timeout_s)
+            instance, epoch = instance or run, now if epoch is None else epoch
+        put = tool.label_of_shown(
+            mask[0], facts, stream=stream, instance=instance, epoch=epoch, pts_ns=pts_ns
+        )
     else:
         put = tool.label_of_files(picture or (), mask or (), sound, facts)
     typer.echo(tool.label(put, endpoint, timeout_s=timeout_s))

@@ -22,7 +22,8 @@ BatchNumber = Annotated[
 ]
 PANEL = "A daemon that learns"
 ENDPOINT = "tcp://127.0.0.1:5558"
-TIMEOUT_S = 60.0
+TIMEOUT_S = 75.0
+"""Longer than the daemon waits for its learner, so that it can say what became of an order."""
 
 
 def add_to(app: typer.Typer) -> None:

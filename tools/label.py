@@ -10,6 +10,7 @@ from typing import get_args
 
 import numpy as np
 
+from ..daemon.client import SilenceError, subscribe
 from ..daemon.labelclient import LabelClient
 from ..daemon.labelclips import label_mask, write_clip
 from ..daemon.labels import (
@@ -21,6 +22,7 @@ from ..daemon.labels import (
     SoundData,
     digest,
 )
+from ..daemon.messages import Status
 from ..streams.avsbench import AVSBench, Entry, Split, read_mask, read_wave
 from ..streams.avslayout import Subset, find_subset
 from ..streams.clips import NS_PER_S
@@ -123,8 +125,32 @@ def label_of_entry(entry: Entry, facts: LabelFacts, *, size_px: int = 224) -> Pu
     )
 
 
+def present_run(bus: str, stream: str, *, timeout_s: float = 10.0) -> tuple[str, int]:
+    """Ask a daemon's bus which run of it shows a stream now, and in which epoch.
+
+    Args:
+        bus: ``tcp://HOST:PORT`` or ``ipc:///PATH``.
+        stream: its name.
+        timeout_s: give up after so long.
+
+    Raises:
+        LabelToolError: nothing was heard of the stream.
+        endpoints.EndpointError: the address is malformed.
+    """
+    try:
+        with subscribe(bus, stream, kinds=(Status,), timeout_s=timeout_s) as messages:
+            came = next(messages)
+    except SilenceError as error:
+        raise LabelToolError(
+            f"{bus} says nothing of stream {stream!r} within {timeout_s:g} s, so which run of the "
+            "daemon showed the picture is not known: give its bus (--bus), or --instance and "
+            "--epoch as `atlasd subscribe --json` shows them"
+        ) from error
+    return came.instance, came.epoch
+
+
 def label_of_shown(
-    mask: Path, facts: LabelFacts, *, stream: str, epoch: int, pts_ns: int
+    mask: Path, facts: LabelFacts, *, stream: str, instance: str, epoch: int, pts_ns: int
 ) -> PutFrame:
     """A mask for a picture that the daemon has just shown to its network.
 
@@ -132,19 +158,21 @@ def label_of_shown(
         mask: a picture of the size of the published mask or of the source picture.
         facts: the rest; the id is made of the picture's place where there is none.
         stream: as in the picture's mask message.
-        epoch: as there.
+        instance: the run of the daemon that showed it, as in hello and status.
+        epoch: as in the mask message.
         pts_ns: as there.
 
     Raises:
         DatasetError: the file cannot be read.
     """
     return PutFrame(
-        id=facts.clip_id or f"{stream}/{epoch}/{pts_ns}",
+        id=facts.clip_id or f"{stream}/{instance}/{epoch}/{pts_ns}",
         provenance=facts.provenance,
         category=facts.category,
         replace=facts.replace,
         allow_full=facts.allow_full,
         stream=stream,
+        instance=instance,
         epoch=epoch,
         pts_ns=pts_ns,
         mask=label_mask(read_mask(mask)),
