@@ -63,6 +63,31 @@ def test_importance_is_a_loops_mean_over_examples(name, measure, most):
         torch.testing.assert_close(found, total / largest, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["ewc", "mas"])
+def test_where_a_network_sees_clips_an_example_is_a_clip(name):
+    """Of three clips one has no mask at all, and the first has one in its second frame alone."""
+    network = build("tiny-avsbench", trained=False, categories=("dog", "cow"))
+    method = load(name)
+    method.prepare(network)
+    method.begin(None)
+    (batch,) = batches(network, (6,))
+    batch["valid"] = torch.tensor([False, True, False, False, True, True])
+    method.consolidate([batch])
+
+    sums = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in method.named.items()}
+    for first in (0, 4):
+        network.zero_grad()
+        one = {key: value[first : first + 2] for key, value in batch.items()}
+        scalar(name, network, one).backward()
+        for n, p in method.named.items():
+            if p.grad is not None:
+                sums[n] += p.grad.double().square() if name == "ewc" else p.grad.double().abs()
+    largest = max(float(total.max()) for total in sums.values())
+    for n, total in sums.items():
+        found = method.state[f"importance.{n}"].double()
+        torch.testing.assert_close(found, total / largest, rtol=1e-4, atol=1e-7)
+
+
 def test_a_batchs_mean_gradient_squared_is_another_and_smaller_thing():
     """The trap that public code falls into."""
     network = build("tiny", trained=False, categories=("dog", "cow"))

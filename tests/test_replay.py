@@ -325,6 +325,8 @@ def test_steps_in_bfloat16_learn_nearly_the_same_and_resume_to_the_byte(
         {"trainable": "all"},
         {"decoder": "lora_after_first", "method": "ranpac"},
         {"decoder": "lora_after_first", "network": "tiny-avsbench", "vary": {"clip_frames": 1}},
+        {"method": "ewc", "network": "tiny-avsbench", "vary": {"clip_frames": 5}, "batch": 10},
+        {"method": "mas", "network": "tiny-avsbench", "vary": {"clip_frames": 5}, "batch": 5},
         {"trainable": "decoder", "score_frames": "one", "score": "val"},
         {"vary": {"conditioning": 0}, "clips_per_class": 1},
     ],
@@ -341,6 +343,19 @@ def test_every_kind_of_run_comes_to_an_end(changes, data, cache, tmp_path):
     with np.load(tmp_path / "run" / "examples" / files[-1], allow_pickle=False) as shown:
         assert shown["images"].shape == (*shown["truth"].shape, 3)
         assert shown["probs"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("frames", [2, 3, 10])
+def test_frames_together_that_are_no_whole_clip_are_refused(frames, data):
+    with pytest.raises(ValidationError, match=rf"clip_frames is {frames}; .* \(1\) or all 5 of"):
+        spec(data, network="tiny-avsbench", vary={"clip_frames": frames})
+
+
+def test_a_preset_that_would_mix_clips_is_refused_before_it_learns(data, cache, tmp_path):
+    """`tiny-avsbench` as it is sees two frames, which five do not divide into."""
+    with pytest.raises(RunError, match=r"sees 2 frames together, .* vary\.clip_frames to 1 or 5"):
+        replay(spec(data, network="tiny-avsbench"), tmp_path / "run", cache=cache)
+    assert not (tmp_path / "run" / "frames").exists()
 
 
 def test_til_and_cil_learn_the_same_masks(whole, til):

@@ -16,7 +16,8 @@ import torch
 from ..model.method import Method, MethodError, Trainable
 from ..model.methods import load as load_method
 from ..model.network import Network
-from ..model.presets import build
+from ..model.presets import PRESETS, build
+from ..streams.avslayout import FRAMES_PER_CLIP
 from ..streams.manifest import Manifest
 from .clipstore import ClipStore
 from .diskcache import DiskCache
@@ -88,6 +89,12 @@ def _check(spec: RunSpec, method: Method) -> None:
         )
     if method.needs_classes and spec.subset == "ms3":
         raise MethodError(f"{spec.method} needs class labels; {spec.protocol} has none")
+    frames = PRESETS[spec.network].vary(spec.vary).clip_frames
+    if frames not in (1, FRAMES_PER_CLIP):
+        raise RunError(
+            f"{spec.network} sees {frames} frames together, which would divide or mix clips of "
+            f"{FRAMES_PER_CLIP}: set vary.clip_frames to 1 or {FRAMES_PER_CLIP}"
+        )
 
 
 def make_network(spec: RunSpec, trainable: Trainable) -> Network:

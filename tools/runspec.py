@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from ..model.method import Trainable
-from ..streams.avslayout import Subset
+from ..streams.avslayout import FRAMES_PER_CLIP, Subset
 
 _GRIDS = Path(__file__).parent / "grids"
 
@@ -126,6 +126,16 @@ class RunSpec(BaseModel):
     @classmethod
     def _joined(cls, told: object) -> object:
         return "+".join(map(str, told)) if isinstance(told, list) else told
+
+    @field_validator("vary")
+    @classmethod
+    def _whole_clips_or_frames(cls, value: dict[str, int]) -> dict[str, int]:
+        if (frames := value.get("clip_frames", 1)) not in (1, FRAMES_PER_CLIP):
+            raise ValueError(
+                f"clip_frames is {frames}; a run learns and scores frames by themselves (1) or all "
+                f"{FRAMES_PER_CLIP} of a clip together"
+            )
+        return value
 
     @field_validator("decoder")
     @classmethod
