@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from atlasd.model.checkpoints import read_tensors
+from atlasd.model.metrics import f_measure_batch, f_measure_dataset
 from atlasd.model.training import TrainingError
 from atlasd.streams.avsbench import AVSBench
 from atlasd.streams.manifest import Manifest
@@ -112,6 +114,39 @@ def test_cells_are_means_over_their_frames(whole):
             assert cell == pytest.approx(np.mean(values))
     assert result["measures"]["AP"]["matrix"][0][2] is None
     assert all(v is not None for v in result["measures"]["AP"]["untrained"])
+
+
+def test_f_is_pooled_over_a_cells_frames_and_by_batches_of_four_clips(data, cache, tmp_path):
+    """Against the measures of all frames at once, predicted anew by the network that was kept."""
+    told = spec(data, protocol="task-free", split="2-2", score_frames="all")
+    result = replay(told, tmp_path / "run", cache=cache)
+    manifest = Manifest.read(tmp_path / "run" / "manifest.json")
+    network = make_network(told, "lora")
+    tensors, _ = read_tensors(tmp_path / "run" / "boundary.safetensors")
+    own = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if name.startswith("network."):
+                own[name.removeprefix("network.")].copy_(value)
+    entries = {f"ms3/test/{e.name}": e for e in AVSBench(data, "ms3").clips("test")}
+    probs: dict[str, np.ndarray] = {}
+    for clip, entry in entries.items():
+        frames = torch.from_numpy(entry.frames(64))
+        waves = torch.from_numpy(entry.windows(1.0, network.preset.sample_rate_hz))
+        with torch.no_grad():
+            out = network(network.normalise(frames), network.log_mel(waves))
+        probs[clip] = torch.sigmoid(out.mask_logits).numpy()
+    groups = manifest.groups("groups")
+    assert {clip for group in groups for clip in group.clips} == set(entries)
+    for name, of in (
+        ("F", f_measure_dataset),
+        ("F_batch", partial(f_measure_batch, frames_per_batch=20)),
+    ):
+        last = result["groups"][name]["matrix"][-1]
+        for group, found in zip(groups, last, strict=True):
+            truth = [entries[clip].masks(64)[0].astype(bool) for clip in group.clips]
+            wanted = of(np.concatenate([probs[c] for c in group.clips]), np.concatenate(truth))
+            assert found == pytest.approx(wanted, abs=1e-5)
 
 
 def test_a_finished_run_is_not_made_again(whole, data):

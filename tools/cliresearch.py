@@ -203,6 +203,7 @@ def report(
             "F_max",
             "F_at",
             "F",
+            "F_batch",
             "J",
             "J_object",
             "Dice_object",
