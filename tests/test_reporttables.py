@@ -82,6 +82,21 @@ def test_averages_over_settings_are_only_of_systems_with_all_of_them(found):
     assert "only for systems with all of them" in main_table(found, "AP").note
 
 
+def test_categories_count_as_one_setting_and_til_can_be_left_out(tmp_path):
+    for protocol, matrix in (("til", GOOD), ("cil", GOOD), ("task-free", POOR)):
+        write_run(tmp_path, "a", protocol, 0, matrix)
+    for category, matrix in (("dog", GOOD), ("cow", POOR)):
+        told = {"category": category, "apart": category}
+        write_run(tmp_path, "a", "dil-per-category", 0, matrix, **told)
+    table = main_table(study(read_runs([tmp_path])[0]), "AP")
+    row = dict(zip(table.headers, table.rows[0], strict=True))
+    assert len(row) == 1 + 2 * (4 + 2)
+    assert row["DIL, mean of 2 categories mAP"].mean == pytest.approx(65)
+    assert row["Avg mAP"].mean == pytest.approx((80 + 80 + 65 + 50) / 4)
+    assert row["without TIL mAP"].mean == pytest.approx((80 + 65 + 50) / 3)
+    assert row["without TIL For."].mean == pytest.approx((10 + 30 + 50) / 3)
+
+
 def test_table_2_tells_what_differs_and_leaves_absent_systems_out(found):
     cil, free = ablation_tables(found)
     assert [row[:2] for row in cil.rows] == [("a", "nothing"), ("b", "c=2.0")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,9 @@ from ..model.method import Trainable
 from ..streams.avslayout import FRAMES_PER_CLIP, Subset
 
 _GRIDS = Path(__file__).parent / "grids"
+
+_NAMED = {"network", "vary", "system", "protocol", "order", "seed"}
+"""Keys that a run's folder names by themselves."""
 
 Decoder = Literal["full", "lora_after_first"]
 ProtocolName = Literal["til", "cil", "dil", "dil-per-category", "task-free"]
@@ -47,8 +51,8 @@ class RunSpec(BaseModel):
 
     data: Path
     """A data set in AVSBench's layout."""
-    system: str = Field(default="", pattern=r"^[a-z0-9][a-z0-9+._-]{0,63}$|^$")
-    """What tables call it; empty: the method's name."""
+    system: str = Field(default="", pattern=r"^[a-z0-9][a-z0-9+=._-]{0,63}$|^$")
+    """What tables call it; empty: the method's name. What a grid's axis varies is added to it."""
     network: str = "atlas-lite"
     """A preset; it starts untrained, but for published or shipped frozen parts."""
     vary: dict[str, int] = {}
@@ -66,6 +70,8 @@ class RunSpec(BaseModel):
     """`til`, `cil`, `dil`, `dil-per-category` on single sources, `task-free` on several."""
     category: str = ""
     """Of `dil-per-category`: the one that is learned."""
+    apart: str = Field(default="", pattern=r"^[\w.+-]*$")
+    """A further part of the folder's name; a grid puts the category there where it is an axis."""
     split: str = ""
     """B-I: classes (or clips) in the first task and in each further one; empty: 11-2 or 31-5."""
     remainder: Literal["refuse", "drop", "keep"] | None = None
@@ -170,7 +176,8 @@ class RunSpec(BaseModel):
     def folder(self) -> Path:
         """Where the run lies below the grid's folder."""
         network = self.network + "".join(f"+{k}={v}" for k, v in sorted(self.vary.items()))
-        return Path(network) / self.name / f"{self.protocol}-{self.order}" / f"seed{self.seed}"
+        setting = "-".join(filter(None, (self.protocol, self.apart, self.order)))
+        return Path(network) / self.name / setting / f"seed{self.seed}"
 
     @property
     def twin(self) -> RunSpec | None:
@@ -180,7 +187,7 @@ class RunSpec(BaseModel):
     @property
     def hash(self) -> str:
         """Names all that decides the result; where it is computed does not count."""
-        aside = {"device", "system"} | (set() if self.bfloat16 else {"bfloat16"})
+        aside = {"device", "system", "apart"} | (set() if self.bfloat16 else {"bfloat16"})
         told = self.model_dump(mode="json", exclude=aside)  # runs older than that key are found
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -204,8 +211,9 @@ def grid_of(
     """All runs of a grid file, of the command line, or of both.
 
     In the file ``base`` holds what all runs share, ``systems`` names rows of a table with what is
-    special to each, ``axes`` lists values by key; the runs are all combinations. ``a.b`` is key b
-    of a. A value that is a mapping with the axis's own key in it brings further keys along:
+    special to each, ``axes`` lists values by key; the runs are all combinations. An axis over any
+    key that neither a folder nor a setting names makes a row of each value: ``atlas+c=0.1``.
+    ``a.b`` is key b of a. A value that is a mapping with the axis's own key in it brings further keys along:
     ``protocol: [cil, {protocol: task-free, protocol_tasks: 30}]``.
 
     Args:
@@ -281,6 +289,7 @@ def expand(
                 chosen |= value if _brings(key, value) else {key: value}
             for part in (base, {"system": system}, special, chosen, over or {}):
                 _merge(told, part)
+            _name(told, [(k, v) for k, v in zip(axes, values, strict=True) if len(axes[k]) > 1])
             where = f"{source}, {system or 'run'} {chosen}"
             try:
                 specs.append(RunSpec.model_validate(told))
@@ -293,6 +302,27 @@ def expand(
     if faults:
         raise GridError("\n".join(dict.fromkeys(faults)))
     return list(folders.values())
+
+
+def _name(told: dict[str, Any], varied: Sequence[tuple[str, Any]]) -> None:
+    """Add what axes vary to a run's names where nothing else tells it."""
+    parts: list[str] = []
+    for key, value in varied:
+        only = value[key] if _brings(key, value) else value
+        if key == "category":
+            told["apart"] = _slug(only)
+        elif key.partition(".")[0] not in _NAMED and (key != "method" or told.get("system")):
+            inner = only if isinstance(only, Mapping) else {key.partition(".")[2] or key: only}
+            parts += [f"{name}={_slug(one).lower()}" for name, one in inner.items()]
+    if parts:
+        method = told.get("method", "atlas")
+        known = "+".join(map(str, method)) if isinstance(method, list) else str(method)
+        told["system"] = "+".join([told.get("system") or known, *parts])
+
+
+def _slug(value: object) -> str:
+    joined = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^\w.+-]+", "_", joined)
 
 
 def _brings(key: str, value: object) -> bool:
