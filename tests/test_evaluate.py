@@ -112,6 +112,18 @@ def test_an_axis_without_systems_adds_to_the_methods_name(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_system_can_be_told_something_in_one_protocol():
+    specs = expand(
+        {"data": "d"},
+        {"ours": {"options.c": 1.0, "task-free": {"options.gamma": 0.9, "epochs": 2}}},
+        {"protocol": ["cil", {"protocol": "task-free", "epochs": 3}]},
+    )
+    assert [(s.options, s.epochs) for s in specs] == [
+        ({"c": 1.0}, 30),
+        ({"c": 1.0, "gamma": 0.9}, 3),
+    ]
+
+
 def test_what_a_folder_names_by_itself_is_named_once_and_as_before(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(
@@ -147,6 +159,7 @@ def test_runs_of_earlier_versions_keep_their_hash():
         "clips_per_class": 12, "epochs": 2, "lr": 0.003, "score_frames": "one",
     }  # fmt: skip
     assert RunSpec(**told).hash == "8bcb4933cb1caebc"
+    assert RunSpec(**told, features_of="atlas").hash != "8bcb4933cb1caebc"
 
 
 def test_the_command_line_goes_over_the_file(tmp_path):
@@ -176,6 +189,13 @@ def test_paper_grid_is_the_papers_setting():
     assert {s.seed for s in specs} == {0, 1, 2, 3, 4}
     assert {(s.lr, s.weight_decay, s.class_weight) for s in specs} == {(1e-3, 5e-4, 0.5)}
     assert {s.network for s in specs} == {"atlas", "avsbench"}
+    assert {s.variants for s in specs} == {1}
+    assert {s.features_of for s in specs} == {"atlas"}
+    gammas = {(s.name, s.protocol): s.options.get("gamma") for s in specs}
+    assert {place for place, gamma in gammas.items() if gamma is not None} == {
+        ("atlas", "task-free")
+    }
+    assert gammas["atlas", "task-free"] == 0.9
 
 
 @pytest.mark.parametrize(
@@ -212,6 +232,7 @@ def test_where_it_is_computed_is_no_part_of_what_a_run_is():
         ({"method": "magic"}, "there is no method 'magic'"),
         ({"options": {"strength": 1}}, "atlas has no option 'strength'"),
         ({"vary": {"colour": 1}}, "'colour' cannot be varied"),
+        ({"features_of": "vgg"}, "features_of 'vgg' is unknown"),
         ({"split": "9-9"}, "split 9-9 needs at least 9 classes; there are 8"),
         ({"protocol": "task-free"}, "no AVSBench-like ms3"),
     ],

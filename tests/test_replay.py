@@ -149,6 +149,19 @@ def test_f_is_pooled_over_a_cells_frames_and_by_batches_of_four_clips(data, cach
             assert found == pytest.approx(wanted, abs=1e-5)
 
 
+def test_networks_share_what_is_like_what_where_one_networks_features_say_it(data, cache, tmp_path):
+    """As AVSBench's network and ATLAS must, to be compared in DIL or in an order by similarity."""
+    told = {"protocol": "task-free", "split": "2-2", "order": "similarity", "tasks": 1}
+
+    def stream(name, **more):
+        replay(spec(data, **told, **more), tmp_path / name, cache=cache)
+        return [task.train for task in Manifest.read(tmp_path / name / "manifest.json").tasks]
+
+    small, large = stream("small"), stream("large", vary={"image_px": 96})
+    assert small != large
+    assert stream("shared", vary={"image_px": 96}, features_of="tiny") == small
+
+
 def test_a_finished_run_is_not_made_again(whole, data):
     before = (whole / "metrics.json").stat().st_mtime_ns
     result = replay(spec(data), whole)

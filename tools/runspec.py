@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -29,11 +29,13 @@ from ..streams.avslayout import FRAMES_PER_CLIP, Subset
 
 _GRIDS = Path(__file__).parent / "grids"
 
+ProtocolName = Literal["til", "cil", "dil", "dil-per-category", "task-free"]
+_PROTOCOLS = get_args(ProtocolName)
+
 _NAMED = {"network", "vary", "system", "protocol", "order", "seed"}
 """Keys that a run's folder names by themselves."""
 
 Decoder = Literal["full", "lora_after_first"]
-ProtocolName = Literal["til", "cil", "dil", "dil-per-category", "task-free"]
 
 
 class GridError(ValueError):
@@ -80,6 +82,9 @@ class RunSpec(BaseModel):
     """Tasks (domains, in `dil`) that the protocol makes; 0: the paper's, or what the split does."""
     order: Literal["random", "similarity"] = "random"
     """Of the classes or clips."""
+    features_of: str = ""
+    """A preset by whose frozen features `dil` makes its domains and `similarity` its order; empty:
+    the run's own network, so that runs of two networks have other domains."""
     blur_disjoint: int = Field(default=50, ge=0, le=100)
     """N: percent of the clips that stay in their task. Only where `blur` is over 0."""
     blur: int = Field(default=-1, ge=-1, le=100)
@@ -187,8 +192,9 @@ class RunSpec(BaseModel):
     @property
     def hash(self) -> str:
         """Names all that decides the result; where it is computed does not count."""
-        aside = {"device", "system", "apart"} | (set() if self.bfloat16 else {"bfloat16"})
-        told = self.model_dump(mode="json", exclude=aside)  # runs older than that key are found
+        # Keys that came later count only where they say something: older runs are found.
+        later = {name for name in ("bfloat16", "features_of") if not getattr(self, name)}
+        told = self.model_dump(mode="json", exclude={"device", "system", "apart"} | later)
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -213,8 +219,9 @@ def grid_of(
     In the file ``base`` holds what all runs share, ``systems`` names rows of a table with what is
     special to each, ``axes`` lists values by key; the runs are all combinations. An axis over any
     key that neither a folder nor a setting names makes a row of each value: ``atlas+c=0.1``.
-    ``a.b`` is key b of a. A value that is a mapping with the axis's own key in it brings further keys along:
-    ``protocol: [cil, {protocol: task-free, protocol_tasks: 30}]``.
+    ``a.b`` is key b of a. A value that is a mapping with the axis's own key in it brings further
+    keys along: ``protocol: [cil, {protocol: task-free, protocol_tasks: 30}]``. In a system, a
+    protocol's name holds what it is told there besides: ``task-free: {options.gamma: 0.9}``.
 
     Args:
         path: the file, YAML, or the name of one that ships; None: there is none.
@@ -287,7 +294,10 @@ def expand(
             chosen: dict[str, Any] = {}
             for key, value in zip(axes, values, strict=True):
                 chosen |= value if _brings(key, value) else {key: value}
-            for part in (base, {"system": system}, special, chosen, over or {}):
+            every = {**base, **special, **chosen, **(over or {})}
+            there = special.get(str(every.get("protocol", "cil")), {})
+            always = {key: value for key, value in special.items() if key not in _PROTOCOLS}
+            for part in (base, {"system": system}, always, there, chosen, over or {}):
                 _merge(told, part)
             _name(told, [(k, v) for k, v in zip(axes, values, strict=True) if len(axes[k]) > 1])
             where = f"{source}, {system or 'run'} {chosen}"
