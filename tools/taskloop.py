@@ -84,6 +84,7 @@ class TaskLoop:
         self.seen = self._classes_after_tasks()
         self.rows = {name: row for row, name in enumerate(self.seen[-1])}
         self.scorer = ClipScorer(network, method, store, spec)
+        method.weigh_classes(spec.class_weight)
         method.prepare(network)
         self.moving = {n for n, p in network.named_parameters() if p.requires_grad}
         self.trainer: Trainer | None = None
