@@ -129,6 +129,7 @@ class OnlineLearner:
             _hold(method, importance)
         if state is not None:
             self.network.grow(state.manifest["categories"])
+        method.weigh_classes(settings.class_weight)
         method.prepare(self.network)
         method.begin(None)
         self._steps_before = 0

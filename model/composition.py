@@ -55,6 +55,12 @@ class Composed(Method):
         self._editors = [m for m in methods if type(m).edit_grads is not Method.edit_grads]
         self._apart: dict[nn.Parameter, Tensor] = {}
 
+    def weigh_classes(self, weight: float) -> None:
+        """Tells each part."""
+        super().weigh_classes(weight)
+        for part in self.parts.values():
+            part.weigh_classes(weight)
+
     def prepare(self, network: Network) -> None:
         """Prepares each part."""
         super().prepare(network)

@@ -24,7 +24,8 @@ def mean_gradients(
     Args:
         network: put into `eval()` meanwhile.
         named: by what to differentiate.
-        data: batches; each example of them is asked by itself.
+        data: batches; each example of them is asked by itself: a frame, or a whole clip where the
+            network sees its frames together (`clip_frames`).
         scalar: of a batch with one example.
         most: examples to ask at most.
         measure: of a gradient: `torch.square` (Fisher), `torch.abs` (MAS).
@@ -36,7 +37,7 @@ def mean_gradients(
     count = 0
     was_training = network.training
     network.eval()
-    for one in _examples(data, most):
+    for one in _examples(data, most, network.clip_frames):
         grads = torch.autograd.grad(
             scalar(one), list(named.values()), allow_unused=True, materialize_grads=True
         )
@@ -47,15 +48,16 @@ def mean_gradients(
     return {name: total / max(1, count) for name, total in sums.items()}
 
 
-def _examples(data: Iterable[Batch], most: int) -> Iterator[Batch]:
+def _examples(data: Iterable[Batch], most: int, frames: int) -> Iterator[Batch]:
+    """So many frames at a time, of which one at least has a mask."""
     left = most
     for batch in data:
-        for row in range(len(batch["images"])):
+        for row in range(0, len(batch["images"]), frames):
             if left == 0:
                 return
-            if bool(batch["valid"][row]):
+            if bool(batch["valid"][row : row + frames].any()):
                 left -= 1
-                yield {name: value[row : row + 1] for name, value in batch.items()}
+                yield {name: value[row : row + frames] for name, value in batch.items()}
 
 
 def normalised(importance: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -101,6 +101,12 @@ class LoraMap(nn.Module):
         return layer
 
 
+def scale_to(model: nn.Module, alpha: float) -> None:
+    """Scales all pairs in a model by another alpha."""
+    for module in lora_maps(model).values():
+        module.alpha = alpha
+
+
 def inject(root: nn.Module, targets: str, rank: int, alpha: float) -> list[str]:
     """Puts LoRA on the linear maps and convolutions whose path matches.
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .losses import NO_LABEL
+from .losses import CLASS_WEIGHT, NO_LABEL
 from .network import Network, Output
 
 Batch = dict[str, Tensor]
@@ -85,6 +85,8 @@ class Method:
 
     Attributes:
         state: everything that must survive a restart, by name; nothing else may.
+        class_weight: λ_cls of the loss that the network learns by (Eq. 10); whoever drives the
+            stream sets it where it is another (`weigh_classes`).
     """
 
     trainable: ClassVar[Trainable] = "all"
@@ -101,6 +103,11 @@ class Method:
     """The option that at 0 leaves Finetune; none where there is no such option."""
 
     state: dict[str, Tensor] = field(init=False, repr=False, default_factory=dict[str, Tensor])
+    class_weight: float = field(init=False, repr=False, default=CLASS_WEIGHT)
+
+    def weigh_classes(self, weight: float) -> None:
+        """Tell λ_cls, before anything is learned."""
+        self.class_weight = weight
 
     def prepare(self, network: Network) -> None:
         """Change or freeze parts of a network before anything is learned, and remember it."""

@@ -191,15 +191,27 @@ def f_measure_batch(
     Raises:
         ValueError: as `f_curves`, or if ``frames_per_batch`` is below 1.
     """
-    return _best_by_batch(f_curves(probs, truth), frames_per_batch)
+    return _mean(best_of_batches(f_curves(probs, truth), frames_per_batch))
 
 
-def _best_by_batch(curves: NDArray[np.float64], frames_per_batch: int) -> float:
+def best_of_batches(curves: NDArray[np.float64], frames_per_batch: int) -> NDArray[np.float64]:
+    """What `f_measure_batch` averages: the maximum inside each batch.
+
+    Args:
+        curves: float64 (N, 255), `f_curves` of all frames in the order of the test.
+        frames_per_batch: frames; the last batch may have fewer.
+
+    Returns:
+        float64, one a batch, 0 for a batch without any object.
+
+    Raises:
+        ValueError: if ``frames_per_batch`` is below 1.
+    """
     if frames_per_batch < 1:
         raise ValueError(f"frames_per_batch is {frames_per_batch}; it must be at least 1")
     starts = range(0, len(curves), frames_per_batch)
     batches = [_best_of_mean(curves[s : s + frames_per_batch]) for s in starts]
-    return _mean(np.nan_to_num(np.array(batches, dtype=np.float64), nan=0.0))
+    return np.nan_to_num(np.array(batches, dtype=np.float64), nan=0.0)
 
 
 def f_measure_at(pred: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -310,7 +322,7 @@ class FrameScores:
 
     def f_batch(self, frames_per_batch: int) -> float:
         """`f_measure_batch` of all frames in the order in which they were added."""
-        return _best_by_batch(self.curves, frames_per_batch)
+        return _mean(best_of_batches(self.curves, frames_per_batch))
 
     def per_frame(self) -> dict[str, NDArray[np.float64] | NDArray[np.bool_]]:
         """Every score of every frame by name, each (N,): the columns of a table of frames.

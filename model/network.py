@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .audio import PANN_32K, AudioCnn, AudioFeatures, Cnn14, FrontEnd, LogMel
 from .folding import fold_batch_norm
 from .fusion import ClassHead
-from .lora import inject, lora_maps, merge
+from .lora import inject, lora_maps, merge, scale_to
 from .pretrained import PublishedFile, WeightsError
 from .pyramid import GridEncoder, PyramidEncoder
 from .visual import LoraSpec, VitEncoder
@@ -57,6 +57,7 @@ class Preset:
         front_end: the log-mel spectrogram.
         categories: names of the class head's outputs; none: no class head.
         lora_rank: r of each pair; 0: the backbone stays as it is.
+        lora_alpha: each pair is scaled by alpha / r.
         clip_frames: consecutive frames that the network sees together; 1: each by itself.
         varied: what `vary` changed, by name.
     """
@@ -64,6 +65,7 @@ class Preset:
     variable: ClassVar[Mapping[str, Sequence[int]]] = {
         "image_px": range(64, 1025, 32),
         "lora_rank": range(65),
+        "lora_alpha": range(1, 257),
     }
     """What `vary` can change, and to what."""
 
@@ -80,6 +82,7 @@ class Preset:
     front_end: FrontEnd = PANN_32K
     categories: tuple[str, ...] = ()
     lora_rank: int = 8
+    lora_alpha: int = 16
     clip_frames: int = 1
     varied: tuple[tuple[str, int], ...] = ()
 
@@ -153,6 +156,7 @@ class Network(nn.Module):
         self.published: frozenset[str] = frozenset()
         self.log_mel = LogMel(preset.front_end)
         self.visual = preset.visual(preset.lora_rank)
+        scale_to(self.visual, preset.lora_alpha)
         self.audio = preset.audio().requires_grad_(requires_grad=False)
         self.head: ClassHead | None = None
 
@@ -209,7 +213,7 @@ class Network(nn.Module):
         biases, and the scales and shifts of GroupNorm.
 
         Args:
-            rank: r; alpha is the backbone's.
+            rank: r; alpha is the preset's.
 
         Raises:
             ValueError: it was done before, or the rank is 0.
@@ -218,7 +222,7 @@ class Network(nn.Module):
             raise ValueError(f"rank is {rank}; a decoder is adapted once, with a rank of 1 or more")
         decoder = self.get_submodule("decoder").requires_grad_(requires_grad=False)
         found = [path for path, m in decoder.named_modules() if isinstance(m, nn.Conv2d)]
-        inject(decoder, *LoraSpec("|".join(map(re.escape, found)), rank))
+        inject(decoder, *LoraSpec("|".join(map(re.escape, found)), rank, self.preset.lora_alpha))
 
     def grow(self, categories: Sequence[str]) -> None:
         """Makes room for more classes; what is known of the others stays as it is.

@@ -319,7 +319,10 @@ def test_clips_are_not_served():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heads": 2}, "'heads' cannot be varied; image_px, lora_rank, dim, clip_frames can"),
+        (
+            {"heads": 2},
+            "image_px, lora_rank, lora_alpha, dim, clip_frames can",
+        ),
         ({"clip_frames": 0}, "clip_frames is 0; it must be 1 to 64"),
         ({"dim": 48}, "dim is 48; it must be 32 to 256|dim is 48; it must be one of 32, 64"),
     ],

@@ -8,6 +8,8 @@ import torch
 from atlasd.model.method import MethodError
 from atlasd.model.methods import load
 from atlasd.model.methods.dgr import log_shares, row_weights
+from atlasd.model.network import Output
+from atlasd.model.presets import build
 
 
 def weights(norms, clips, known, attenuation=1.0):
@@ -50,3 +52,33 @@ def test_shares_are_at_least_a_thousandth():
 def test_options_out_of_bounds_are_named(options):
     with pytest.raises(MethodError, match=next(iter(options))):
         load("dgr", options)
+
+
+def test_the_balance_weighs_as_much_as_the_class_loss_that_is_learned():
+    """λ_cls·(balanced − plain): by half the weight it is half, by none nothing."""
+    network = build("tiny", trained=False, categories=("dog", "cow"))
+    px = network.preset.image_px
+    draw = torch.Generator().manual_seed(1)
+    logits = torch.randn(3, 2, generator=draw)
+    out = Output(torch.zeros(3, px, px), logits, torch.zeros(3, 1, 1, 1))
+    batch = {
+        "images": torch.zeros(3, px, px, 3, dtype=torch.uint8),
+        "masks": torch.ones(3, px, px, dtype=torch.uint8),
+        "valid": torch.ones(3, dtype=torch.bool),
+        "labels": torch.tensor([0, 0, 1]),
+    }
+    found = {}
+    for weight in (0.5, 0.25, 0.0):
+        method = load("dgr")
+        method.weigh_classes(weight)
+        method.prepare(network)
+        method.begin(None)
+        found[weight] = float(method.extra_loss(batch, out)["class_balance"])
+    shares = np.log([2 / 3, 1 / 3])
+    balanced, plain = (
+        torch.nn.functional.cross_entropy(x, batch["labels"])
+        for x in (logits.double() + torch.from_numpy(shares), logits.double())
+    )
+    assert found[0.5] == pytest.approx(0.5 * float(balanced - plain), rel=1e-5)
+    assert found[0.25] == pytest.approx(found[0.5] / 2)
+    assert found[0.0] == 0

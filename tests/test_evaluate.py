@@ -82,6 +82,86 @@ def test_a_grid_is_all_combinations_of_its_systems_and_axes():
     assert len({s.hash for s in specs}) == 8
 
 
+@pytest.mark.parametrize(
+    ("axis", "rows"),
+    [
+        ("options.c: [0.1, 0.3]", ["ours+c=0.1", "ours+c=0.3"]),
+        ("options: [{c: 1.0}, {c: 2.0, gamma: 0.9}]", ["ours+c=1.0", "ours+c=2.0+gamma=0.9"]),
+        ("class_weight: [0.0, 0.5]", ["ours+class_weight=0.0", "ours+class_weight=0.5"]),
+        ("lr: [1.0e-3, 1.0e-4]", ["ours+lr=0.001", "ours+lr=0.0001"]),
+        ("split: [11-2, 5-3]", ["ours+split=11-2", "ours+split=5-3"]),
+        ("method: [ewc, [panda, dgr]]", ["ours+method=ewc", "ours+method=panda+dgr"]),
+        ("epochs: [{epochs: 2, lr: 0.1}, 4]", ["ours+epochs=2", "ours+epochs=4"]),
+    ],
+)
+def test_an_axis_over_any_key_names_rows_and_folders(axis, rows, tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        f"base: {{data: d}}\nsystems: {{ours: {{}}}}\naxes:\n  {axis}\n  seed: [0, 1]\n"
+    )
+    specs = grid_of(path)
+    assert [spec.name for spec in specs] == [row for row in rows for _ in range(2)]
+    assert len({spec.folder for spec in specs}) == len({spec.hash for spec in specs}) == 4
+
+
+def test_an_axis_without_systems_adds_to_the_methods_name(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("base: {data: d}\naxes:\n  method: [si, ewc]\n  batch: [4, 8]\n")
+    assert [s.name for s in grid_of(path)] == [
+        "si+batch=4", "si+batch=8", "ewc+batch=4", "ewc+batch=8"
+    ]  # fmt: skip
+
+
+def test_a_system_can_be_told_something_in_one_protocol():
+    specs = expand(
+        {"data": "d"},
+        {"ours": {"options.c": 1.0, "task-free": {"options.gamma": 0.9, "epochs": 2}}},
+        {"protocol": ["cil", {"protocol": "task-free", "epochs": 3}]},
+    )
+    assert [(s.options, s.epochs) for s in specs] == [
+        ({"c": 1.0}, 30),
+        ({"c": 1.0, "gamma": 0.9}, 3),
+    ]
+
+
+def test_what_a_folder_names_by_itself_is_named_once_and_as_before(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "base: {data: d}\naxes:\n  vary.lora_alpha: [8, 32]\n  epochs: [3]\n"
+        "  protocol: [cil, {protocol: task-free, epochs: 2}]\n"
+    )
+    assert sorted(str(spec.folder) for spec in grid_of(path)) == [
+        f"atlas-lite+lora_alpha={alpha}/atlas/{protocol}-random/seed0"
+        for alpha in (32, 8)
+        for protocol in ("cil", "task-free")
+    ]
+
+
+def test_categories_of_an_axis_lie_apart_and_are_one_system(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "base: {data: d, protocol: dil-per-category}\naxes: {category: [dog, 'a b/c']}\n"
+    )
+    dog, other = grid_of(path)
+    assert (dog.name, other.name) == ("atlas", "atlas")
+    assert str(dog.folder) == "atlas-lite/atlas/dil-per-category-dog-random/seed0"
+    assert other.folder.parts[-2] == "dil-per-category-a_b_c-random"
+    alone = RunSpec(data=Path("d"), protocol="dil-per-category", category="dog")
+    assert alone.folder.parts[-2] == "dil-per-category-random"
+    assert alone.hash == dog.hash
+
+
+def test_runs_of_earlier_versions_keep_their_hash():
+    """As `docs/results.md`'s first run has it in its config.json, made before these keys were."""
+    told = {
+        "data": "/work/data/standard", "system": "atlas", "vary": {"image_px": 96},
+        "options": {"c": 10.0}, "protocol": "task-free", "split": "31-5", "protocol_tasks": 30,
+        "clips_per_class": 12, "epochs": 2, "lr": 0.003, "score_frames": "one",
+    }  # fmt: skip
+    assert RunSpec(**told).hash == "8bcb4933cb1caebc"
+    assert RunSpec(**told, features_of="atlas").hash != "8bcb4933cb1caebc"
+
+
 def test_the_command_line_goes_over_the_file(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text("base: {data: a, lr: 0.1}\naxes: {seed: [0, 1, 2]}\n")
@@ -109,6 +189,13 @@ def test_paper_grid_is_the_papers_setting():
     assert {s.seed for s in specs} == {0, 1, 2, 3, 4}
     assert {(s.lr, s.weight_decay, s.class_weight) for s in specs} == {(1e-3, 5e-4, 0.5)}
     assert {s.network for s in specs} == {"atlas", "avsbench"}
+    assert {s.variants for s in specs} == {1}
+    assert {s.features_of for s in specs} == {"atlas"}
+    gammas = {(s.name, s.protocol): s.options.get("gamma") for s in specs}
+    assert {place for place, gamma in gammas.items() if gamma is not None} == {
+        ("atlas", "task-free")
+    }
+    assert gammas["atlas", "task-free"] == 0.9
 
 
 @pytest.mark.parametrize(
@@ -118,7 +205,6 @@ def test_paper_grid_is_the_papers_setting():
         ("basis: {}", "basis"),
         ("base: {data: d, learning_rate: 1}", "learning_rate"),
         ("base: {data: d, lr: -1}", "lr"),
-        ("base: {data: d}\naxes: {lr: [0.1, 0.2]}", "two different runs"),
         ("base: {lr: 1}", "data: Field required"),
     ],
 )
@@ -146,6 +232,7 @@ def test_where_it_is_computed_is_no_part_of_what_a_run_is():
         ({"method": "magic"}, "there is no method 'magic'"),
         ({"options": {"strength": 1}}, "atlas has no option 'strength'"),
         ({"vary": {"colour": 1}}, "'colour' cannot be varied"),
+        ({"features_of": "vgg"}, "features_of 'vgg' is unknown"),
         ({"split": "9-9"}, "split 9-9 needs at least 9 classes; there are 8"),
         ({"protocol": "task-free"}, "no AVSBench-like ms3"),
     ],

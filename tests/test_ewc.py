@@ -28,10 +28,11 @@ def batches(network, sizes=(3, 2)):
         }
 
 
-def scalar(name, network, one):
+def scalar(name, network, one, class_weight=0.5):
     out = answer(network, one)
     if name == "ewc":
-        return total_loss(out, one["masks"], one["valid"], one["labels"])["loss"]
+        weight = {"class_weight": class_weight}
+        return total_loss(out, one["masks"], one["valid"], one["labels"], **weight)["loss"]
     return out.mask_logits.square().mean() + out.class_logits.square().mean()
 
 
@@ -57,6 +58,45 @@ def test_importance_is_a_loops_mean_over_examples(name, measure, most):
         for n, p in method.named.items():
             if p.grad is not None:
                 sums[n] += measure(p.grad.double())
+    largest = max(float(total.max()) for total in sums.values())
+    for n, total in sums.items():
+        found = method.state[f"importance.{n}"].double()
+        torch.testing.assert_close(found, total / largest, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_the_fisher_is_of_the_loss_that_is_learned(composed):
+    """With λ_cls = 0 the class head matters to nothing."""
+    network = build("tiny", trained=False, categories=("dog", "cow"))
+    method = load("finetune+ewc" if composed else "ewc")
+    method.weigh_classes(0.0)
+    method.prepare(network)
+    method.begin(None)
+    method.consolidate(list(batches(network)))
+    held = {n: v for n, v in method.state_dict().items() if "importance." in n}
+    assert not any(bool(v.any()) for n, v in held.items() if "head." in n)
+    assert any(bool(v.any()) for v in held.values())
+
+
+@pytest.mark.parametrize("name", ["ewc", "mas"])
+def test_where_a_network_sees_clips_an_example_is_a_clip(name):
+    """Of three clips one has no mask at all, and the first has one in its second frame alone."""
+    network = build("tiny-avsbench", trained=False, categories=("dog", "cow"))
+    method = load(name)
+    method.prepare(network)
+    method.begin(None)
+    (batch,) = batches(network, (6,))
+    batch["valid"] = torch.tensor([False, True, False, False, True, True])
+    method.consolidate([batch])
+
+    sums = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in method.named.items()}
+    for first in (0, 4):
+        network.zero_grad()
+        one = {key: value[first : first + 2] for key, value in batch.items()}
+        scalar(name, network, one).backward()
+        for n, p in method.named.items():
+            if p.grad is not None:
+                sums[n] += p.grad.double().square() if name == "ewc" else p.grad.double().abs()
     largest = max(float(total.max()) for total in sums.values())
     for n, total in sums.items():
         found = method.state[f"importance.{n}"].double()

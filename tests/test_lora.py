@@ -13,6 +13,7 @@ from atlasd.model.lora import (
     merge,
     merged_state,
 )
+from atlasd.model.presets import build
 from atlasd.model.pretrained import WeightsError
 from torch import nn
 
@@ -237,3 +238,19 @@ def test_targets_that_match_nothing_are_refused():
 def test_targets_that_are_no_linear_maps_are_refused(layer):
     with pytest.raises(ValueError, match="needs a linear map"):
         inject(nn.Sequential(layer), "0", RANK, ALPHA)
+
+
+def test_alpha_scales_what_lora_adds_and_rank_divides_it():
+    """Against `W0 + (alpha / r)·B·A` by hand, in a preset that is varied."""
+    network = build("tiny", vary={"lora_alpha": 24, "lora_rank": 4})
+    module = next(iter(lora_maps(network).values()))
+    with torch.no_grad():
+        for pair in module.pairs:
+            pair.lora_B.normal_()
+    A, B = module.joined()
+    change = module.merged().weight - module.base_layer.weight
+    torch.testing.assert_close(change.flatten(1), 6 * B @ A, rtol=1e-4, atol=1e-5)
+    assert {found.alpha for found in lora_maps(network).values()} == {24}
+    assert {found.alpha for found in lora_maps(build("tiny")).values()} == {16}
+    network.adapt_decoder(2)
+    assert {found.scale for found in lora_maps(network.decoder).values()} == {12}

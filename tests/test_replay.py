@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from atlasd.model.checkpoints import read_tensors
+from atlasd.model.metrics import f_measure_batch, f_measure_dataset
 from atlasd.model.training import TrainingError
 from atlasd.streams.avsbench import AVSBench
 from atlasd.streams.manifest import Manifest
@@ -112,6 +114,52 @@ def test_cells_are_means_over_their_frames(whole):
             assert cell == pytest.approx(np.mean(values))
     assert result["measures"]["AP"]["matrix"][0][2] is None
     assert all(v is not None for v in result["measures"]["AP"]["untrained"])
+
+
+def test_f_is_pooled_over_a_cells_frames_and_by_batches_of_four_clips(data, cache, tmp_path):
+    """Against the measures of all frames at once, predicted anew by the network that was kept."""
+    told = spec(data, protocol="task-free", split="2-2", score_frames="all")
+    result = replay(told, tmp_path / "run", cache=cache)
+    manifest = Manifest.read(tmp_path / "run" / "manifest.json")
+    network = make_network(told, "lora")
+    tensors, _ = read_tensors(tmp_path / "run" / "boundary.safetensors")
+    own = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if name.startswith("network."):
+                own[name.removeprefix("network.")].copy_(value)
+    entries = {f"ms3/test/{e.name}": e for e in AVSBench(data, "ms3").clips("test")}
+    probs: dict[str, np.ndarray] = {}
+    for clip, entry in entries.items():
+        frames = torch.from_numpy(entry.frames(64))
+        waves = torch.from_numpy(entry.windows(1.0, network.preset.sample_rate_hz))
+        with torch.no_grad():
+            out = network(network.normalise(frames), network.log_mel(waves))
+        probs[clip] = torch.sigmoid(out.mask_logits).numpy()
+    groups = manifest.groups("groups")
+    assert {clip for group in groups for clip in group.clips} == set(entries)
+    for name, of in (
+        ("F", f_measure_dataset),
+        ("F_batch", partial(f_measure_batch, frames_per_batch=20)),
+    ):
+        last = result["groups"][name]["matrix"][-1]
+        for group, found in zip(groups, last, strict=True):
+            truth = [entries[clip].masks(64)[0].astype(bool) for clip in group.clips]
+            wanted = of(np.concatenate([probs[c] for c in group.clips]), np.concatenate(truth))
+            assert found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_networks_share_what_is_like_what_where_one_networks_features_say_it(data, cache, tmp_path):
+    """As AVSBench's network and ATLAS must, to be compared in DIL or in an order by similarity."""
+    told = {"protocol": "task-free", "split": "2-2", "order": "similarity", "tasks": 1}
+
+    def stream(name, **more):
+        replay(spec(data, **told, **more), tmp_path / name, cache=cache)
+        return [task.train for task in Manifest.read(tmp_path / name / "manifest.json").tasks]
+
+    small, large = stream("small"), stream("large", vary={"image_px": 96})
+    assert small != large
+    assert stream("shared", vary={"image_px": 96}, features_of="tiny") == small
 
 
 def test_a_finished_run_is_not_made_again(whole, data):
@@ -325,6 +373,8 @@ def test_steps_in_bfloat16_learn_nearly_the_same_and_resume_to_the_byte(
         {"trainable": "all"},
         {"decoder": "lora_after_first", "method": "ranpac"},
         {"decoder": "lora_after_first", "network": "tiny-avsbench", "vary": {"clip_frames": 1}},
+        {"method": "ewc", "network": "tiny-avsbench", "vary": {"clip_frames": 5}, "batch": 10},
+        {"method": "mas", "network": "tiny-avsbench", "vary": {"clip_frames": 5}, "batch": 5},
         {"trainable": "decoder", "score_frames": "one", "score": "val"},
         {"vary": {"conditioning": 0}, "clips_per_class": 1},
     ],
@@ -341,6 +391,19 @@ def test_every_kind_of_run_comes_to_an_end(changes, data, cache, tmp_path):
     with np.load(tmp_path / "run" / "examples" / files[-1], allow_pickle=False) as shown:
         assert shown["images"].shape == (*shown["truth"].shape, 3)
         assert shown["probs"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("frames", [2, 3, 10])
+def test_frames_together_that_are_no_whole_clip_are_refused(frames, data):
+    with pytest.raises(ValidationError, match=rf"clip_frames is {frames}; .* \(1\) or all 5 of"):
+        spec(data, network="tiny-avsbench", vary={"clip_frames": frames})
+
+
+def test_a_preset_that_would_mix_clips_is_refused_before_it_learns(data, cache, tmp_path):
+    """`tiny-avsbench` as it is sees two frames, which five do not divide into."""
+    with pytest.raises(RunError, match=r"sees 2 frames together, .* vary\.clip_frames to 1 or 5"):
+        replay(spec(data, network="tiny-avsbench"), tmp_path / "run", cache=cache)
+    assert not (tmp_path / "run" / "frames").exists()
 
 
 def test_til_and_cil_learn_the_same_masks(whole, til):

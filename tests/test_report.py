@@ -17,8 +17,7 @@ from atlasd.tools.machine import machine
 from atlasd.tools.replay import replay
 from atlasd.tools.report import Options, report
 from atlasd.tools.reportruns import ReportError
-from atlasd.tools.reporttables import MAX_F
-from atlasd.tools.runmetrics import MEASURES
+from atlasd.tools.runmetrics import MEASURES, POOLED
 from atlasd.tools.runspec import RunSpec
 from runs import write_run
 from typer.testing import CliRunner
@@ -163,4 +162,4 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
 
 def test_the_command_knows_all_measures_of_runs():
     told = get_type_hints(cliresearch.report)["measure"]
-    assert set(get_args(told)) == {*MEASURES, MAX_F}
+    assert set(get_args(told)) == {*MEASURES, *POOLED}

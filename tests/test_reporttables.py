@@ -82,11 +82,26 @@ def test_averages_over_settings_are_only_of_systems_with_all_of_them(found):
     assert "only for systems with all of them" in main_table(found, "AP").note
 
 
+def test_categories_count_as_one_setting_and_til_can_be_left_out(tmp_path):
+    for protocol, matrix in (("til", GOOD), ("cil", GOOD), ("task-free", POOR)):
+        write_run(tmp_path, "a", protocol, 0, matrix)
+    for category, matrix in (("dog", GOOD), ("cow", POOR)):
+        told = {"category": category, "apart": category}
+        write_run(tmp_path, "a", "dil-per-category", 0, matrix, **told)
+    table = main_table(study(read_runs([tmp_path])[0]), "AP")
+    row = dict(zip(table.headers, table.rows[0], strict=True))
+    assert len(row) == 1 + 2 * (4 + 2)
+    assert row["DIL, mean of 2 categories mAP"].mean == pytest.approx(65)
+    assert row["Avg mAP"].mean == pytest.approx((80 + 80 + 65 + 50) / 4)
+    assert row["without TIL mAP"].mean == pytest.approx((80 + 65 + 50) / 3)
+    assert row["without TIL For."].mean == pytest.approx((10 + 30 + 50) / 3)
+
+
 def test_table_2_tells_what_differs_and_leaves_absent_systems_out(found):
     cil, free = ablation_tables(found)
     assert [row[:2] for row in cil.rows] == [("a", "nothing"), ("b", "c=2.0")]
     assert [row[0] for row in free.rows] == ["a"]
-    of_b = [cell.mean for cell in cil.rows[1][2:]]
+    of_b = [cell.mean for cell in cil.rows[1][2:-1]]
     # mAP, LA, F, FWT, incremental, A_AUC, mIoU, Max-F
     assert of_b == pytest.approx([80, 85, 10, 30, 80, 80, 80, 80])
 
@@ -139,6 +154,25 @@ def test_tasks_and_streams_have_tables_where_they_were_scored(tmp_path):
     assert found.runs[0].matrices["AP"].tolist() == [[0.6, 0.2], [0.3, 0.7]]
     a, b = before.rows
     assert (a[1], a[2].mean, b[1:]) == (None, 25, (None, None))
+
+
+def test_max_f_is_over_groups_as_its_note_says_or_missing(tmp_path):
+    """A run that kept curves by task alone has no Max-F over groups, and is given no other."""
+    cells = {"summary": {"AA": 0.7, "F": 0.3}, "matrix": [[0.6, 0.2], [0.3, 0.7]]}
+    for system, kept in (("old", ("AP", "J")), ("new", ("AP", "J", "F", "F_batch"))):
+        metrics = write_run(tmp_path, system, "task-free") / "metrics.json"
+        told = json.loads(metrics.read_text())
+        told["measures"]["F"]["summary"] = {"AA": 0.99, "F": 0.01}
+        told["groups"] = dict.fromkeys(kept, cells)
+        metrics.write_text(json.dumps(told))
+    found = study(read_runs([tmp_path])[0])
+    (table,) = ablation_tables(found)
+    new, old = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert (new["Max-F"].mean, new["by batch"].mean) == (70, 70)
+    assert (old["Max-F"], old["by batch"]) == (None, None)
+    assert "Max-F –: runs of earlier versions" in table.note
+    by_task = task_table(found, "F")
+    assert [row[1].mean for row in by_task.rows] == [99, 99]
 
 
 def test_long_form_has_interval_and_n_of_everything(found):

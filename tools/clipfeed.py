@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..model.losses import NO_LABEL
 from ..model.training import Batch
+from ..streams.avslayout import FRAMES_PER_CLIP
 from .clipstore import ClipStore
 from .views import draw_view, varied_colours
 
@@ -61,7 +62,7 @@ class ClipFeed:
         for clip in clips:
             labeled = np.flatnonzero(store.pictures(clip)[2]).tolist()
             if clip_frames > 1:
-                self._items += [(clip, tuple(range(5)))] if labeled else []
+                self._items += [(clip, tuple(range(FRAMES_PER_CLIP)))] if labeled else []
             else:
                 self._items += [(clip, (frame,)) for frame in labeled]
         if not self._items:

@@ -12,15 +12,19 @@ from torch.nn import functional as F
 
 from ..model.losses import NO_LABEL
 from ..model.method import Batch, Method, Segment
-from ..model.metrics import FrameScores
+from ..model.metrics import FrameScores, best_of_batches
 from ..model.network import Network, Output
 from ..model.teacher import answer
+from ..streams.avslayout import FRAMES_PER_CLIP
 from .clipstore import ClipStore
 from .runfolder import Curve, FrameRow
 from .runspec import RunSpec
 
 _FRAMES = 20
 """Frames in one forward pass: four clips."""
+
+_BATCH_CLIPS = 4
+"""Clips in a batch of AVSBench's test, over which its F takes maxima."""
 
 _MIDDLE = 2
 
@@ -57,7 +61,7 @@ class ClipScorer:
         test_task: int,
         segment: Segment,
         rows: Mapping[str, int],
-    ) -> tuple[list[FrameRow], Curve]:
+    ) -> tuple[list[FrameRow], NDArray[np.float64]]:
         """Score a task's test clips.
 
         Args:
@@ -68,7 +72,7 @@ class ClipScorer:
             rows: of the class head, by class.
 
         Returns:
-            A row a frame, and what pools to F over several tasks.
+            A row a frame, and its curve of F, float64 (number of frames, 255).
         """
         found: list[FrameRow] = []
         scores = FrameScores(full=True)
@@ -86,7 +90,17 @@ class ClipScorer:
                 )
                 for i, (clip, frame) in enumerate(chosen)
             ]
-        return found, Curve(scores.curve_sum.tolist(), scores.objects)
+        return found, scores.curves
+
+    def pooled(self, curves: NDArray[np.float64]) -> Curve:
+        """What pools to F over several sets of frames.
+
+        Args:
+            curves: of F, of all scored frames of some clips, clip by clip, as `score` gives them.
+        """
+        objects = curves[~np.isnan(curves[:, 0])]
+        batches = best_of_batches(curves, _BATCH_CLIPS * (1 if self._one else FRAMES_PER_CLIP))
+        return Curve(objects.sum(axis=0).tolist(), len(objects), batches.tolist())
 
     def examples(
         self, clips: Sequence[str], segments: Sequence[Segment]
@@ -135,15 +149,19 @@ class ClipScorer:
 
     def _chunks(self, clips: Sequence[str]) -> Iterator[list[tuple[str, int]]]:
         """(clip, frame) pairs, so many as one forward pass takes; clips are never divided."""
-        one = self._spec.score_frames == "one" and self._network.clip_frames == 1
         chunk: list[tuple[str, int]] = []
         for number, clip in enumerate(clips):
-            chunk += [(clip, frame) for frame in ([number % 5] if one else range(5))]
+            chunk += [(clip, frame) for frame in ([number % 5] if self._one else range(5))]
             if len(chunk) >= _FRAMES:
                 yield chunk
                 chunk = []
         if chunk:
             yield chunk
+
+    @property
+    def _one(self) -> bool:
+        """Whether a single frame of each clip is scored."""
+        return self._spec.score_frames == "one" and self._network.clip_frames == 1
 
     def _batch(self, chosen: Sequence[tuple[str, int]], rows: Mapping[str, int]) -> Batch:
         entries = self._store.entries

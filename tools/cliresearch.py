@@ -28,8 +28,8 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Change the network: image_px, lora_rank (0: frozen), heads; conditioning and "
-            "skips to 0.",
+            help="Change the network: image_px, lora_rank (0: frozen), lora_alpha, heads; "
+            "conditioning and skips to 0.",
         ),
     ] = None,
     data: Annotated[
@@ -203,6 +203,7 @@ def report(
             "F_max",
             "F_at",
             "F",
+            "F_batch",
             "J",
             "J_object",
             "Dice_object",

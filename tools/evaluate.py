@@ -170,6 +170,8 @@ def _faults(specs: Sequence[RunSpec], options: Options) -> Iterator[str]:
         if spec.network not in PRESETS:
             yield f"network {spec.network!r} is unknown; choose one of {', '.join(PRESETS)}"
             continue
+        if spec.features_of and spec.features_of not in PRESETS:
+            yield f"features_of {spec.features_of!r} is unknown; choose one of {', '.join(PRESETS)}"
         try:
             PRESETS[spec.network].vary(spec.vary)
             load_method(spec.method, spec.options, options.methods)

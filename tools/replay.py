@@ -16,7 +16,8 @@ import torch
 from ..model.method import Method, MethodError, Trainable
 from ..model.methods import load as load_method
 from ..model.network import Network
-from ..model.presets import build
+from ..model.presets import PRESETS, build
+from ..streams.avslayout import FRAMES_PER_CLIP
 from ..streams.manifest import Manifest
 from .clipstore import ClipStore
 from .diskcache import DiskCache
@@ -66,10 +67,9 @@ def replay(
     method = load_method(spec.method, spec.options, methods)
     _check(spec, method)
     network = make_network(spec, method.trainable)
-    store = ClipStore(
-        spec.data, spec.subset, network, cache or DiskCache(folder, 0), seed=spec.seed
-    )
-    manifest = _manifest(files, spec, store, network)
+    kept = cache or DiskCache(folder, 0)
+    store = ClipStore(spec.data, spec.subset, network, kept, seed=spec.seed)
+    manifest = _manifest(files, spec, store, network, kept)
     if twin is None or not _take_over(RunFolder(twin), files, spec, method, manifest):
         TaskLoop(spec, files, network, method, store, manifest, progress).to_the_end()
     result = metrics_of(files, spec, manifest)
@@ -88,6 +88,12 @@ def _check(spec: RunSpec, method: Method) -> None:
         )
     if method.needs_classes and spec.subset == "ms3":
         raise MethodError(f"{spec.method} needs class labels; {spec.protocol} has none")
+    frames = PRESETS[spec.network].vary(spec.vary).clip_frames
+    if frames not in (1, FRAMES_PER_CLIP):
+        raise RunError(
+            f"{spec.network} sees {frames} frames together, which would divide or mix clips of "
+            f"{FRAMES_PER_CLIP}: set vary.clip_frames to 1 or {FRAMES_PER_CLIP}"
+        )
 
 
 def make_network(spec: RunSpec, trainable: Trainable) -> Network:
@@ -112,12 +118,20 @@ def make_network(spec: RunSpec, trainable: Trainable) -> Network:
     return network.to(spec.device)
 
 
-def _manifest(files: RunFolder, spec: RunSpec, store: ClipStore, network: Network) -> Manifest:
+def _manifest(
+    files: RunFolder, spec: RunSpec, store: ClipStore, network: Network, cache: DiskCache
+) -> Manifest:
     """The run's manifest: what an earlier part of the run wrote, or a new one."""
     if files.manifest.exists():
         return Manifest.read(files.manifest)
     clips = clips_of(spec, store.entries.values())
     needed = protocol_of(spec).needs_features
+    if needed and spec.features_of:
+        network = build(
+            spec.features_of, trained=False, pretrained=not spec.random, seed=spec.seed,
+            categories=(),
+        ).to(spec.device)  # fmt: skip
+        store = ClipStore(spec.data, spec.subset, network, cache, seed=spec.seed)
     features = clip_embeddings(network, store, clips) if needed else None
     manifest = planned(spec, clips, features)
     manifest.write(files.manifest)

@@ -19,7 +19,6 @@ from .reportstrips import MOST_SYSTEMS
 from .reportstudy import Study, study
 from .reporttables import (
     LONG_COLUMNS,
-    MAX_F,
     ablation_tables,
     cost_table,
     long_rows,
@@ -29,7 +28,7 @@ from .reporttables import (
     task_table,
 )
 from .runfolder import write_bytes, write_json
-from .runmetrics import MEASURES
+from .runmetrics import MEASURES, POOLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ def _check(found: Study, options: Options) -> None:
         raise ReportError(f"no run is finished ({reasons}); finish one with `atlasd evaluate`")
     there = {name for run in found.runs for name in run.matrices}
     if options.measure not in there:
-        every = (*MEASURES, MAX_F)
+        every = (*MEASURES, *POOLED)
         raise ReportError(
             f"--measure {options.measure}: no run has it; there are "
             f"{', '.join(name for name in every if name in there)}"

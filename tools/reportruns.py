@@ -63,6 +63,11 @@ class Run:
     anytime: Mapping[str, Matrix]
     machine: str
 
+    @property
+    def is_grouped(self) -> bool:
+        """Whether its measures are over groups of test clips."""
+        return any(measure.startswith("tasks.") for measure, _ in self.values)
+
     def examples(self) -> Mapping[str, NDArray[Any]] | None:
         """What `ClipScorer.examples` kept after the last task; None if there is nothing.
 
@@ -228,7 +233,8 @@ def _values(
     metrics: Mapping[str, Any], costs: Mapping[str, Any]
 ) -> Iterator[tuple[Key, float | None]]:
     """All single numbers of a run."""
-    by_task = {f"tasks.{name}": metrics["measures"][name] for name in metrics.get("groups", {})}
+    own = metrics["measures"] if "groups" in metrics else {}
+    by_task = {f"tasks.{name}": found for name, found in own.items()}
     for name, found in {**_main(metrics), **by_task}.items():
         for statistic, value in (found["summary"] or {}).items():
             yield (name, statistic), value
@@ -246,8 +252,8 @@ def _values(
 
 
 def _main(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Measures over groups of test clips where there are such, else over tasks."""
-    return {**metrics["measures"], **metrics.get("groups", {})}
+    """Measures over groups of test clips where there are such, else over tasks; never mixed."""
+    return dict(metrics.get("groups", metrics["measures"]))
 
 
 def _floats(values: Iterable[Any]) -> Matrix:

@@ -118,11 +118,22 @@ class Study:
         measure, statistic = key
         return spread([run.values.get((measure, statistic)) for run in self.of(system, setting)])
 
-    def average(self, system: str, settings: Sequence[Setting], key: Key) -> Spread | None:
-        """The mean over settings of the means over seeds; None unless it is known in all.
+    @property
+    def columns(self) -> tuple[tuple[Setting, ...], ...]:
+        """The settings, the categories of `dil-per-category` together."""
+        found: dict[tuple[str, str], tuple[Setting, ...]] = {}
+        for one in self.settings:
+            place = (one.protocol, one.order)
+            found[place] = (*found.get(place, ()), one)
+        return tuple(found.values())
+
+    def average(self, system: str, columns: Sequence[Sequence[Setting]], key: Key) -> Spread | None:
+        """The mean over columns of the means over settings and seeds; None unless all are known.
 
         It has a spread where all settings have the same seeds: that of the seeds' averages.
         """
+        weights = [1 / len(columns) / len(column) for column in columns for _ in column]
+        settings = [setting for column in columns for setting in column]
         found = [self.spread(system, setting, *key) for setting in settings]
         means = [one.mean for one in found if one is not None]
         if len(means) < len(found) or not found:
@@ -136,8 +147,10 @@ class Study:
             for setting in settings
         ]
         if any(one.keys() != by_seed[0].keys() for one in by_seed):
-            return Spread(fmean(means), math.nan, math.nan, 0)
-        return spread([fmean(one[seed] for one in by_seed) for seed in sorted(by_seed[0])])
+            return Spread(fmean(means, weights), math.nan, math.nan, 0)
+        return spread(
+            [fmean([one[seed] for one in by_seed], weights) for seed in sorted(by_seed[0])]
+        )
 
     def differences(self, setting: Setting) -> dict[str, dict[str, Any]]:
         """What the systems of a setting were told differently, by system."""

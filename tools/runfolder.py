@@ -16,7 +16,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -29,6 +29,8 @@ from .runspec import RunSpec
 
 UNTRAINED = -1
 """The task number of scores before any task."""
+
+_GROUPS = "groups"
 
 
 class RunError(Exception):
@@ -81,10 +83,13 @@ class Curve(NamedTuple):
     Attributes:
         sum: of the F curves (255) of the frames with an object.
         objects: how many these are.
+        batches: `metrics.best_of_batches` of four clips each, as AVSBench's test takes them; None:
+            not kept, as by earlier versions.
     """
 
     sum: list[float]
     objects: int
+    batches: list[float] | None = None
 
 
 class RunFolder:
@@ -129,11 +134,18 @@ class RunFolder:
         return self.frames_file(task).exists()
 
     def write_frames(
-        self, task: int, rows: Iterable[FrameRow], curves: Mapping[int, Curve]
+        self,
+        task: int,
+        rows: Iterable[FrameRow],
+        curves: Mapping[int, Curve],
+        groups: Sequence[Curve] = (),
     ) -> None:
-        """Write the scores after a task; ``curves`` by test task."""
+        """Write the scores after a task; ``curves`` by test task, ``groups`` by group of clips."""
         path = self.frames_file(task)
-        write_json(path.with_suffix(".json"), {str(k): list(curve) for k, curve in curves.items()})
+        told: dict[str, object] = {str(k): list(curve) for k, curve in curves.items()}
+        if groups:
+            told[_GROUPS] = [list(curve) for curve in groups]
+        write_json(path.with_suffix(".json"), told)
         write_text(path, to_csv(rows, FrameRow))
 
     def write_examples(self, task: int, arrays: Mapping[str, NDArray[np.generic]]) -> None:
@@ -146,7 +158,14 @@ class RunFolder:
         """What `write_frames` wrote."""
         path = self.frames_file(task)
         curves = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return read_csv(path, FrameRow), {int(k): Curve(*curve) for k, curve in curves.items()}
+        by_task = {int(k): Curve(*curve) for k, curve in curves.items() if k != _GROUPS}
+        return read_csv(path, FrameRow), by_task
+
+    def read_groups(self, task: int) -> list[Curve]:
+        """The curves of `write_frames` by group; none where they were not kept."""
+        path = self.frames_file(task).with_suffix(".json")
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return [Curve(*curve) for curve in told.get(_GROUPS, [])]
 
 
 def to_csv(rows: Iterable[Any], kind: type) -> str:

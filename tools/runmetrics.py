@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -30,7 +31,11 @@ MEASURES: dict[str, Callable[[FrameRow], float]] = {
     "class_til": lambda row: row.class_right_told,
 }
 """Values of a frame that are averaged over a cell's frames, NaN left out: AP is the paper's mAP.
-Besides these there is ``F``, pooled over a cell's frames before its maximum is taken."""
+Besides these there are `POOLED`."""
+
+POOLED = ("F", "F_batch")
+"""``F``, pooled over a cell's frames before its maximum is taken, and AVSBench's, whose maximum is
+taken in each batch of four test clips, for comparison with numbers that were had so."""
 
 QUIET = 0.005
 """Share of pixels under which a mask counts as none."""
@@ -75,7 +80,7 @@ def metrics_of(files: RunFolder, spec: RunSpec, manifest: Manifest) -> dict[str,
     }
     if everything and not spec.tasks:
         groups = [group.tasks for group in manifest.groups("groups")]
-        result["groups"] = _groups(scored, manifest, groups)
+        result["groups"] = _groups(files, scored, manifest, groups)
     path = files.path / "prequential.csv"
     if path.exists():
         result["prequential"] = _prequential(read_csv(path, PrequentialRow))
@@ -89,17 +94,25 @@ Scored = Mapping[int, tuple[Sequence[FrameRow], Mapping[int, Curve]]]
 
 def _measures(scored: Scored, T: int, cells: Sequence[tuple[int, ...]]) -> dict[str, Any]:
     """Matrices (T, number of cells), each cell a set of test tasks."""
-    found: dict[str, Any] = {}
-    for name in (*MEASURES, "F"):
-        table = np.array(
+    return _told(
+        (
+            name,
             [
                 [_cell(scored[after], name, cell) for cell in cells]
                 for after in (UNTRAINED, *range(T))
-            ]
+            ],
         )
-        untrained, matrix = table[0], table[1:]
+        for name in (*MEASURES, *POOLED)
+    )
+
+
+def _told(tables: Iterable[tuple[str, Sequence[Sequence[float]]]]) -> dict[str, Any]:
+    """By measure what ``metrics.json`` says of its table, whose first row is the untrained one."""
+    found: dict[str, Any] = {}
+    for name, rows in tables:
+        untrained, matrix = np.array(rows[0]), np.array(rows[1:])
         if np.isnan(np.diag(matrix)).all():
-            continue  # no classes, or no frame with an object
+            continue  # no classes, no frame with an object, or curves that were not kept
         found[name] = {
             "matrix": matrix.tolist(),
             "untrained": untrained.tolist(),
@@ -123,11 +136,19 @@ def _cell(
 ) -> float:
     rows, curves = scores
     wanted = set(tasks)
-    if name == "F":
-        chosen = [curve for task, curve in curves.items() if task in wanted]
-        return f_measure_pooled([np.array(c.sum) for c in chosen], [c.objects for c in chosen])
+    if name in POOLED:
+        return _pooled(name, [curve for task, curve in curves.items() if task in wanted])
     of = MEASURES[name]
     return _mean(of(row) for row in rows if row.test_task in wanted)
+
+
+def _pooled(name: str, curves: Sequence[Curve]) -> float:
+    if name == "F":
+        return f_measure_pooled([np.array(c.sum) for c in curves], [c.objects for c in curves])
+    if not sum(c.objects for c in curves):
+        return math.nan
+    batches = [c.batches for c in curves if c.batches is not None]
+    return math.nan if len(batches) < len(curves) else fmean(itertools.chain(*batches))
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -150,23 +171,30 @@ def _anytime(scored: Scored, sizes: Sequence[int], everything: bool) -> dict[str
 
 
 def _groups(
-    scored: Scored, manifest: Manifest, groups: Sequence[tuple[int, ...]]
+    files: RunFolder, scored: Scored, manifest: Manifest, groups: Sequence[tuple[int, ...]]
 ) -> dict[str, Any]:
-    """What `_measures` gives, over groups of test clips after each group of tasks."""
+    """What `_measures` gives, over groups of test clips after each group of tasks.
+
+    Runs that were scored by earlier versions kept curves of F by task alone: they have none here.
+    """
     clips = [set(group.clips) for group in manifest.groups("groups")]
-    found: dict[str, Any] = {}
-    for name, of in MEASURES.items():
-        rows = [scored[after][0] for after in (UNTRAINED, *(tasks[-1] for tasks in groups))]
-        table = np.array(
-            [[_mean(of(row) for row in part if row.clip in own) for own in clips] for part in rows]
-        )
-        if not np.isnan(np.diag(table[1:])).all():
-            found[name] = {
-                "matrix": table[1:].tolist(),
-                "untrained": table[0].tolist(),
-                "summary": _summary(table[1:], table[0]),
-            }
-    return found
+    after = (UNTRAINED, *(tasks[-1] for tasks in groups))
+    curves = [files.read_groups(task) for task in after]
+
+    def tables() -> Iterator[tuple[str, list[list[float]]]]:
+        for name, of in MEASURES.items():
+            yield (
+                name,
+                [
+                    [_mean(of(row) for row in scored[task][0] if row.clip in own) for own in clips]
+                    for task in after
+                ],
+            )
+        if all(len(own) == len(clips) for own in curves):
+            for name in POOLED:
+                yield name, [[_pooled(name, [curve]) for curve in own] for own in curves]
+
+    return _told(tables())
 
 
 def _empty(rows: Sequence[FrameRow]) -> dict[str, float]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -24,12 +25,17 @@ from pydantic import (
 )
 
 from ..model.method import Trainable
-from ..streams.avslayout import Subset
+from ..streams.avslayout import FRAMES_PER_CLIP, Subset
 
 _GRIDS = Path(__file__).parent / "grids"
 
-Decoder = Literal["full", "lora_after_first"]
 ProtocolName = Literal["til", "cil", "dil", "dil-per-category", "task-free"]
+_PROTOCOLS = get_args(ProtocolName)
+
+_NAMED = {"network", "vary", "system", "protocol", "order", "seed"}
+"""Keys that a run's folder names by themselves."""
+
+Decoder = Literal["full", "lora_after_first"]
 
 
 class GridError(ValueError):
@@ -47,8 +53,8 @@ class RunSpec(BaseModel):
 
     data: Path
     """A data set in AVSBench's layout."""
-    system: str = Field(default="", pattern=r"^[a-z0-9][a-z0-9+._-]{0,63}$|^$")
-    """What tables call it; empty: the method's name."""
+    system: str = Field(default="", pattern=r"^[a-z0-9][a-z0-9+=._-]{0,63}$|^$")
+    """What tables call it; empty: the method's name. What a grid's axis varies is added to it."""
     network: str = "atlas-lite"
     """A preset; it starts untrained, but for published or shipped frozen parts."""
     vary: dict[str, int] = {}
@@ -66,6 +72,8 @@ class RunSpec(BaseModel):
     """`til`, `cil`, `dil`, `dil-per-category` on single sources, `task-free` on several."""
     category: str = ""
     """Of `dil-per-category`: the one that is learned."""
+    apart: str = Field(default="", pattern=r"^[\w.+-]*$")
+    """A further part of the folder's name; a grid puts the category there where it is an axis."""
     split: str = ""
     """B-I: classes (or clips) in the first task and in each further one; empty: 11-2 or 31-5."""
     remainder: Literal["refuse", "drop", "keep"] | None = None
@@ -74,6 +82,9 @@ class RunSpec(BaseModel):
     """Tasks (domains, in `dil`) that the protocol makes; 0: the paper's, or what the split does."""
     order: Literal["random", "similarity"] = "random"
     """Of the classes or clips."""
+    features_of: str = ""
+    """A preset by whose frozen features `dil` makes its domains and `similarity` its order; empty:
+    the run's own network, so that runs of two networks have other domains."""
     blur_disjoint: int = Field(default=50, ge=0, le=100)
     """N: percent of the clips that stay in their task. Only where `blur` is over 0."""
     blur: int = Field(default=-1, ge=-1, le=100)
@@ -127,6 +138,16 @@ class RunSpec(BaseModel):
     def _joined(cls, told: object) -> object:
         return "+".join(map(str, told)) if isinstance(told, list) else told
 
+    @field_validator("vary")
+    @classmethod
+    def _whole_clips_or_frames(cls, value: dict[str, int]) -> dict[str, int]:
+        if (frames := value.get("clip_frames", 1)) not in (1, FRAMES_PER_CLIP):
+            raise ValueError(
+                f"clip_frames is {frames}; a run learns and scores frames by themselves (1) or all "
+                f"{FRAMES_PER_CLIP} of a clip together"
+            )
+        return value
+
     @field_validator("decoder")
     @classmethod
     def _needs_boundaries_and_a_rank(cls, value: Decoder, info: ValidationInfo) -> Decoder:
@@ -160,7 +181,8 @@ class RunSpec(BaseModel):
     def folder(self) -> Path:
         """Where the run lies below the grid's folder."""
         network = self.network + "".join(f"+{k}={v}" for k, v in sorted(self.vary.items()))
-        return Path(network) / self.name / f"{self.protocol}-{self.order}" / f"seed{self.seed}"
+        setting = "-".join(filter(None, (self.protocol, self.apart, self.order)))
+        return Path(network) / self.name / setting / f"seed{self.seed}"
 
     @property
     def twin(self) -> RunSpec | None:
@@ -170,8 +192,9 @@ class RunSpec(BaseModel):
     @property
     def hash(self) -> str:
         """Names all that decides the result; where it is computed does not count."""
-        aside = {"device", "system"} | (set() if self.bfloat16 else {"bfloat16"})
-        told = self.model_dump(mode="json", exclude=aside)  # runs older than that key are found
+        # Keys that came later count only where they say something: older runs are found.
+        later = {name for name in ("bfloat16", "features_of") if not getattr(self, name)}
+        told = self.model_dump(mode="json", exclude={"device", "system", "apart"} | later)
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -194,9 +217,11 @@ def grid_of(
     """All runs of a grid file, of the command line, or of both.
 
     In the file ``base`` holds what all runs share, ``systems`` names rows of a table with what is
-    special to each, ``axes`` lists values by key; the runs are all combinations. ``a.b`` is key b
-    of a. A value that is a mapping with the axis's own key in it brings further keys along:
-    ``protocol: [cil, {protocol: task-free, protocol_tasks: 30}]``.
+    special to each, ``axes`` lists values by key; the runs are all combinations. An axis over any
+    key that neither a folder nor a setting names makes a row of each value: ``atlas+c=0.1``.
+    ``a.b`` is key b of a. A value that is a mapping with the axis's own key in it brings further
+    keys along: ``protocol: [cil, {protocol: task-free, protocol_tasks: 30}]``. In a system, a
+    protocol's name holds what it is told there besides: ``task-free: {options.gamma: 0.9}``.
 
     Args:
         path: the file, YAML, or the name of one that ships; None: there is none.
@@ -269,8 +294,12 @@ def expand(
             chosen: dict[str, Any] = {}
             for key, value in zip(axes, values, strict=True):
                 chosen |= value if _brings(key, value) else {key: value}
-            for part in (base, {"system": system}, special, chosen, over or {}):
+            every = {**base, **special, **chosen, **(over or {})}
+            there = special.get(str(every.get("protocol", "cil")), {})
+            always = {key: value for key, value in special.items() if key not in _PROTOCOLS}
+            for part in (base, {"system": system}, always, there, chosen, over or {}):
                 _merge(told, part)
+            _name(told, [(k, v) for k, v in zip(axes, values, strict=True) if len(axes[k]) > 1])
             where = f"{source}, {system or 'run'} {chosen}"
             try:
                 specs.append(RunSpec.model_validate(told))
@@ -283,6 +312,27 @@ def expand(
     if faults:
         raise GridError("\n".join(dict.fromkeys(faults)))
     return list(folders.values())
+
+
+def _name(told: dict[str, Any], varied: Sequence[tuple[str, Any]]) -> None:
+    """Add what axes vary to a run's names where nothing else tells it."""
+    parts: list[str] = []
+    for key, value in varied:
+        only = value[key] if _brings(key, value) else value
+        if key == "category":
+            told["apart"] = _slug(only)
+        elif key.partition(".")[0] not in _NAMED and (key != "method" or told.get("system")):
+            inner = only if isinstance(only, Mapping) else {key.partition(".")[2] or key: only}
+            parts += [f"{name}={_slug(one).lower()}" for name, one in inner.items()]
+    if parts:
+        method = told.get("method", "atlas")
+        known = "+".join(map(str, method)) if isinstance(method, list) else str(method)
+        told["system"] = "+".join([told.get("system") or known, *parts])
+
+
+def _slug(value: object) -> str:
+    joined = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^\w.+-]+", "_", joined)
 
 
 def _brings(key: str, value: object) -> bool:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..model.checkpoints import read_tensors, write_tensors
@@ -82,6 +84,7 @@ class TaskLoop:
         self.seen = self._classes_after_tasks()
         self.rows = {name: row for row, name in enumerate(self.seen[-1])}
         self.scorer = ClipScorer(network, method, store, spec)
+        method.weigh_classes(spec.class_weight)
         method.prepare(network)
         self.moving = {n for n, p in network.named_parameters() if p.requires_grad}
         self.trainer: Trainer | None = None
@@ -307,23 +310,36 @@ class TaskLoop:
         everything = after == UNTRAINED or self.spec.protocol == "task-free"
         last = len(self.tasks) if everything else after + 2
         rows: list[FrameRow] = []
-        curves: dict[int, Curve] = {}
+        curves: dict[int, NDArray[np.float64]] = {}
         for task in self.tasks[:last]:
             clips = task.test if self.spec.score == "test" else task.val
-            found, curve = self.scorer.score(
+            found, curves[task.index] = self.scorer.score(
                 clips, after, task.index, self._segment(task), self.rows
             )
             rows += found
-            curves[task.index] = curve
             self._tell(f"scoring after task {after + 1}", self.tasks[max(after, 0)], 1.0)
         if after != UNTRAINED:
             shown = [task for task in self.shown if task.index <= after]
             clips = [self._example(task) for task in shown]
             segments = [self._segment(task) for task in shown]
             self.files.write_examples(after, self.scorer.examples(clips, segments))
-        self.files.write_frames(after, rows, curves)
+        pooled = {task: self.scorer.pooled(own) for task, own in curves.items()}
+        groups = self._pooled_groups(rows, np.concatenate(list(curves.values())))
+        self.files.write_frames(after, rows, pooled, groups)
         self.costs["score_s"] += time.monotonic() - began
         self.costs["frames"] += len(rows)
+
+    def _pooled_groups(self, rows: Sequence[FrameRow], curves: NDArray[np.float64]) -> list[Curve]:
+        """Curves of F over the groups of test clips that the manifest deals, if all are scored."""
+        if self.spec.tasks or self.spec.score != "test":
+            return []
+        at: dict[str, list[int]] = {}
+        for number, row in enumerate(rows):
+            at.setdefault(row.clip, []).append(number)
+        return [
+            self.scorer.pooled(curves[[number for clip in group.clips for number in at[clip]]])
+            for group in self.manifest.groups("groups")
+        ]
 
     def _example(self, task: Task) -> str:
         """The first test clip in which something sounds, if there is one."""

@@ -18,7 +18,7 @@ paper weighs distillation by what was lost of each class; here it is plain.
 
 Masks are ours: what sounds and what does not are two more classes, so logits in the BCE get the
 log of their pixels' odds added (``balance``), and masks are distilled. Without labels nothing else
-is left. Balancing assumes the weights of Eq. 10 (`losses.total_loss`).
+is left. Balancing assumes the weights of Eq. 10 (`Method.class_weight`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ..distillation import class_distillation, mask_distillation
 from ..freezing import grown
-from ..losses import CLASS_WEIGHT, NO_LABEL, mask_terms
+from ..losses import NO_LABEL, mask_terms
 from ..method import Batch, Method, MethodError, Segment, labels_of
 from ..network import Output
 from ..teacher import Teacher
@@ -90,7 +90,7 @@ class DGR(Method):
                 logits + log_shares(self.state["clips"]), labels, ignore_index=NO_LABEL
             )
             plain = F.cross_entropy(logits, labels, ignore_index=NO_LABEL)
-            terms["class_balance"] = CLASS_WEIGHT * (balanced - plain)
+            terms["class_balance"] = self.class_weight * (balanced - plain)
         if self.balance:
             sounding = masks[valid].sum().double()
             seen = torch.stack([masks[valid].numel() - sounding, sounding])

@@ -57,7 +57,10 @@ class EWC(Anchored):
 
         def loss(one: Batch) -> torch.Tensor:
             out = answer(self.network, one)
-            return total_loss(out, one["masks"], one["valid"], one.get("labels"))["loss"]
+            terms = total_loss(
+                out, one["masks"], one["valid"], one.get("labels"), class_weight=self.class_weight
+            )
+            return terms["loss"]
 
         fisher = normalised(
             mean_gradients(self.network, self.named, data, loss, self.examples, torch.square)
