@@ -144,7 +144,7 @@ class SyncConfig(_Section):
     lag_ms: float = Field(default=0.0, ge=-2000, le=2000)
     """Shifts the window later: how much later the sound is stamped (`atlasd calibrate`)."""
     audio_wait_ms: float = Field(default=80.0, ge=0, le=5000)
-    """Live: how long a frame waits for the end of its window before it goes on as `late`."""
+    """Live: how long a frame waits for sound once its window is over; then it goes on as `late`."""
 
 
 class QueueConfig(_Section):
@@ -155,7 +155,7 @@ class QueueConfig(_Section):
     max_wait_ms: float | None = Field(default=None, gt=0, le=60_000)
     """Live: how long a sample may wait once a newer one is there; none: a frame's period."""
     max_age_ms: float = Field(default=500.0, gt=0, le=60_000)
-    """Live: a sample older than this is dropped, and counted."""
+    """Live: a sample older than this, from the end of its window on, is dropped, and counted."""
 
 
 class PublishConfig(_Section):
@@ -290,6 +290,12 @@ class Config(_Section):
             raise ValueError(
                 f"model.deadline_ms is {self.model.deadline_ms:g} and model.batch"
                 f" {self.model.batch}: a deadline is kept frame by frame; set model.batch to 1"
+            )
+        if self.sync.audio_wait_ms >= self.queue.max_age_ms:
+            raise ValueError(
+                f"sync.audio_wait_ms is {self.sync.audio_wait_ms:g} and queue.max_age_ms"
+                f" {self.queue.max_age_ms:g}: a frame whose sound is late would be too old once it"
+                " has waited; set queue.max_age_ms higher or sync.audio_wait_ms lower"
             )
         if self.learner.enabled and not self.intake.enabled:
             raise ValueError(

@@ -46,12 +46,13 @@ class PipelineOptions:
             ``auto`` waits for files and is live otherwise.
         pace: ``real`` gives each frame of a file when it is due, ``free`` as fast as it is taken.
         capacity: samples that may wait for the engine; None: `WAITING`, or a batch if that is more.
-        max_age_ms: live: a sample older than this is dropped.
+        max_age_ms: live: a sample older than this is dropped. It counts from the end of the
+            window where that lies after the picture: nothing can be told before.
         max_wait_ms: live: so is one that has waited this long, where a newer one is there: masks
             then are no older than it, plus the network's time. None: a frame's period.
         anchor: where the frame lies in its window of sound.
         lag_ms: shifts the window later.
-        audio_wait_ms: live: how long a frame waits for the end of its window.
+        audio_wait_ms: live: how long a frame waits for the end of its window once that is over.
     """
 
     policy: Policy = "auto"
@@ -334,8 +335,13 @@ class Pipeline:
         if self._is_paced:
             output = replace(output, frame=replace(frame, capture_ns=self._clock()))
         captured = _Captured(output, decode_ms, sync_wait_ms, queued_ns=self._clock())
-        self._mailbox.put(captured, output.frame.capture_ns)
+        self._mailbox.put(captured, self._complete_ns(output))
         return True
+
+    def _complete_ns(self, sample: Sample) -> int:
+        """When all that the sample shows had happened: its age counts from there."""
+        waits = self._source.kind == "live" and sample.window.state != "absent"
+        return sample.frame.capture_ns + (self._synchroniser.after_ns if waits else 0)
 
     def _decoding_ms(self, index: int) -> float:
         """What decoding frame ``index`` took; frames leave in the order in which they came."""

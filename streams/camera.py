@@ -252,7 +252,10 @@ class Camera:
                     return
                 time.sleep(RETRY_GRAB_S)
                 continue
+            was_given_up = driver.is_given_up
             device_ns = driver.stamp(round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6), host_ns)
+            if driver.is_given_up != was_given_up:
+                self._trouble("camera_stamps", _of_stamps(driver))
             retrieved, image = capture.retrieve()
             bgr = _checked(image) if retrieved else None
             if bgr is None:
@@ -312,6 +315,15 @@ class Camera:
         with self._changed:
             self._error = error
             self._changed.notify_all()
+
+
+def _of_stamps(driver: DriverClock) -> str:
+    if not driver.is_given_up:
+        return "the driver's times of pictures are plausible again, and are taken again"
+    return (
+        "the driver's times of pictures cannot be; each now counts for as old at its grab as was "
+        f"usual, {driver.usual_ns / 1e6:.0f} ms"
+    )
 
 
 def _checked(image: object) -> NDArray[np.uint8] | None:

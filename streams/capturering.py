@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clips import NS_PER_S
+from .trust import Trust
 
 RECORDS = 4096
 """Blocks that may wait: eight seconds of the smallest in common use, 2 ms."""
 MAX_AGE_S = 1.0
 """Sound that says to be older than this on arrival lies."""
-LIES = 8
-"""After so many ages that cannot be, the device's word counts no more."""
+FOLLOWS_NS = 1_000_000
+"""A block moves by at most so much what latency is usual."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +30,8 @@ class Block:
         arrival_ns: host monotonic clock when the last of it arrived.
         lost: samples lost just before it.
         overflows: how often the device has lost sound so far.
+        presumed_ns: the device was believed and is no more: its usual latency, which ``host_ns``
+            counts with. None: ``host_ns`` is by its word, or it never gave a plausible one.
     """
 
     samples: NDArray[np.float32]
@@ -37,6 +40,7 @@ class Block:
     arrival_ns: int
     lost: int
     overflows: int
+    presumed_ns: int | None = None
 
 
 class CaptureRing:
@@ -49,7 +53,8 @@ class CaptureRing:
         rate_hz: samples a second.
         channels: of what is put.
         keep_s: seconds that fit.
-        latency_s: how old sound is on arrival, for devices that do not say or lie.
+        latency_s: how old sound is on arrival, for devices that never say it. One that has said it
+            and then says what cannot be is taken to be as late as it was (see `trust.Trust`).
 
     Attributes:
         last_ns: host monotonic clock of the last put; 0 before the first.
@@ -66,7 +71,8 @@ class CaptureRing:
         self._overflowed = np.zeros(RECORDS, np.bool_)
         self._written = self._records = 0
         self._read_records = 0
-        self._lies = 0
+        self._trust = Trust()
+        self._usual_ns: int | None = None
         self._lost = self._overflows = self._next_position = 0
         self._expected_ns: int | None = None
 
@@ -96,11 +102,17 @@ class CaptureRing:
         self.last_ns = now_ns
 
     def _age_ns(self, age_s: float, n: int) -> int:
-        if not 0 <= age_s < MAX_AGE_S:
-            self._lies += 1
-        elif self._lies < LIES:
-            return int(age_s * NS_PER_S)
-        return self._latency_ns + n * NS_PER_S // self._rate_hz
+        span_ns = n * NS_PER_S // self._rate_hz
+        can_be = 0 <= age_s < MAX_AGE_S
+        self._trust.judge(can_be)
+        if not can_be or self._trust.is_lost:
+            return (self._latency_ns if self._usual_ns is None else self._usual_ns) + span_ns
+        age_ns = int(age_s * NS_PER_S)
+        if self._usual_ns is None:
+            self._usual_ns = age_ns - span_ns
+        change_ns = age_ns - span_ns - self._usual_ns
+        self._usual_ns += min(FOLLOWS_NS, max(-FOLLOWS_NS, change_ns))
+        return age_ns
 
     def read(self) -> list[Block]:
         """All sound since the last reading, as runs without a hole; the reader's side."""
@@ -159,4 +171,5 @@ class CaptureRing:
             arrival_ns=int(self._arrived_ns[(last - 1) % RECORDS]),
             lost=lost,
             overflows=self._overflows,
+            presumed_ns=self._usual_ns if self._trust.is_lost else None,
         )

@@ -11,6 +11,8 @@ STEP_NS = 100_000_000
 """An observation that leaves the map by more than this is not believed at once."""
 STEP_AFTER_NS = NS_PER_S
 """Where all leave it for longer than this, the device's clock has stepped."""
+DRAINS_NS = 50_000_000
+"""Lateness that has fallen by so much is no step but a backlog that gets shorter."""
 MAX_SKEW = 500e-6
 """No crystal is worse than this; a steeper fit is delay, not skew."""
 SLEW = 0.5e-3
@@ -110,7 +112,8 @@ class ClockMap:
 
         Returns:
             True where the device's clock has stepped: for more than a second every stamp was more
-            than 100 ms off. The map was begun anew with this one; the caller opens an epoch.
+            than 100 ms off, and what was late did not catch up. The map was begun anew with this
+            one; the caller opens an epoch.
         """
         if self._is_empty:
             self._begin(device_ns, host_ns)
@@ -119,8 +122,8 @@ class ClockMap:
         delay = float(host_ns - self._host0_ns - dev)
         off = delay - self._line.at(dev)
         if abs(off) > STEP_NS and (self._is_asked or off > 0):
-            if self._off_since_ns is None:
-                self._off_since_ns = host_ns
+            if self._off_since_ns is None or 0 < off < self._off_by - DRAINS_NS:
+                self._off_since_ns, self._off_by = host_ns, off
             if host_ns - self._off_since_ns <= STEP_AFTER_NS:
                 return False
             self._begin(device_ns, host_ns)
@@ -148,6 +151,7 @@ class ClockMap:
         self._device0_ns, self._host0_ns = device_ns, host_ns
         self._newest = 0
         self._off_since_ns: int | None = None
+        self._off_by = 0.0
         self._buckets = deque([_Bucket(0, (0, 0.0))], maxlen=BUCKETS)
         self._line = _Line(0.0, 0.0)
         self._segments = deque([_Segment(0, self._line, 0.0, SLEW)], maxlen=SEGMENTS)

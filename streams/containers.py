@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,14 @@ MAX_READ_ERRORS = 100
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Something in the container could not be read: a short stable name, and words."""
+    """Something in the container could not be read: a short stable name, and words.
+
+    ``times``: how often it happened.
+    """
 
     kind: str
     detail: str
+    times: int = 1
 
 
 Decoded = VideoFrame | AudioFrame | Damage
@@ -95,12 +99,35 @@ def decode(
         Exception: one of ``ended_by``.
     """
     streams = [stream for stream in (video, audio) if stream is not None]
+    for item in demux(container, streams, ended_by=ended_by):
+        if isinstance(item, Damage):
+            yield item
+        else:
+            yield from decode_packet(item)
+
+
+def demux(
+    container: InputContainer,
+    streams: Sequence[Stream],
+    *,
+    ended_by: tuple[type[Exception], ...] = (),
+) -> Generator[Packet | Damage, None, None]:
+    """Packets of some streams to the end, and then an empty one of each, in the container's order.
+
+    Args:
+        container: an open container.
+        streams: those of it that are wanted.
+        ended_by: errors after which there is nothing to read; after others it is tried again.
+
+    Raises:
+        Exception: one of ``ended_by``.
+    """
     errors = 0
     while errors < MAX_READ_ERRORS:
         try:
-            for packet in container.demux(streams):
+            for packet in container.demux(*streams):
                 errors = 0
-                yield from _decode_packet(packet)
+                yield packet
         except av.error.FFmpegError as error:
             if isinstance(error, ended_by):
                 raise
@@ -111,7 +138,8 @@ def decode(
     yield Damage("truncated", f"{MAX_READ_ERRORS} read errors in a row; the rest is lost")
 
 
-def _decode_packet(packet: Packet) -> Iterator[Decoded]:
+def decode_packet(packet: Packet) -> Iterator[Decoded]:
+    """What a packet decodes to, and what of it could not be read."""
     kind = packet.stream.type
     if packet.is_corrupt:
         yield Damage("corrupt_packet", f"{kind} packet at {packet.pts} is marked corrupt")

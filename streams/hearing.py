@@ -76,6 +76,7 @@ class Hearing:
         self._overflows = self._not_finite = self._dropped = 0
         self._late_since_ns: int | None = None
         self._least_late_ns = 0
+        self._is_presumed = False
 
     def _opened(self, told: Opened) -> list[Event]:
         self._begin(told.rate_hz)
@@ -93,14 +94,29 @@ class Hearing:
         return events
 
     def _listen(self, block: Block) -> list[Event]:
+        events = self._judge_stamps(block)
         if self._held is not None:
             self._held.append(block)
             settled = block.arrival_ns - self._held[0].arrival_ns >= self._settle_ns
-            return self._release() if settled else []
-        events = self._count_dropped(block)
+            return [*events, *(self._release() if settled else [])]
+        events += self._count_dropped(block)
         if self._clock.observe(self._device_ns(block), block.host_ns):
             events += self._break()
         return [*events, *self._placed(block)]
+
+    def _judge_stamps(self, block: Block) -> list[Event]:
+        """Tell where the device's word about its times begins to count, or ends."""
+        was_presumed, self._is_presumed = self._is_presumed, block.presumed_ns is not None
+        if self._is_presumed == was_presumed:
+            return []
+        if block.presumed_ns is None:
+            again = "the device's times of sound are plausible again, and are taken again"
+            return [self._trouble("microphone_stamps", again)]
+        presumed = (
+            "the device's times of sound cannot be; it is now taken to come as late as was usual, "
+            f"{block.presumed_ns / 1e6:.0f} ms"
+        )
+        return [self._trouble("microphone_stamps", presumed)]
 
     def _count_dropped(self, block: Block) -> list[Event]:
         """Find samples that were lost without a word, and count them from here on."""

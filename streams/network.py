@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +23,15 @@ from typing import Any, Final, Literal, Protocol, Self
 import av
 import av.error
 from av.container import InputContainer
+from av.stream import Stream
 
 from .addresses import WEB_SCHEMES, check, redacted
 from .clips import NS_PER_S
 from .clockmap import ClockMap
 from .containers import Damage, Decoded
 from .files import FileSource
+from .packetline import Line, PacketLine
+from .playoutclock import PlayoutClock
 from .presenter import Frame, Presenter
 from .sources import (
     AccessError,
@@ -40,7 +43,7 @@ from .sources import (
     UnsupportedError,
 )
 from .timeline import Break, Odd, Placed, Timeline
-from .tracks import Tracks, reason_of
+from .tracks import LiveReading, Tracks, reason_of
 
 Mode = Literal["auto", "live", "file"]
 Transport = Literal["tcp", "udp"]
@@ -65,8 +68,8 @@ YOUNGER_NS: Final = 10_000_000
 MAX_SETTLE_NS: Final = 3 * NS_PER_S
 HELD_PICTURES: Final = 8
 """Pictures of before the beginning that are kept: older ones are stale by then."""
-LATE_NS: Final = NS_PER_S // 2
-"""A segmented stream that is so late has run dry and begins anew."""
+MAX_BEHIND_NS: Final = 5 * NS_PER_S
+"""A segmented stream whose pictures are shown so late is given up, to be opened again."""
 _REACHED_BY: Final = (
     "http,https,httpproxy,rtsp,rtsps,rtp,srtp,rtmp,rtmps,rtmpt,ffrtmphttp,srt,udp,tcp,tls,crypto,"
     "data"
@@ -227,41 +230,28 @@ class HostClock(Protocol):
         ...
 
 
-class PlayoutClock:
-    """The sender's time from its first arrival on: what comes in pieces is played from there."""
-
-    def __init__(self) -> None:
-        self._ahead_ns: int | None = None
-
-    def observe(self, device_ns: int, host_ns: int) -> bool:
-        """True where it came so late that playing begins anew."""
-        if self._ahead_ns is None:
-            self._ahead_ns = host_ns - device_ns
-        is_late = host_ns - self.host_ns(device_ns) > LATE_NS
-        if is_late:
-            self._ahead_ns = host_ns - device_ns
-        return is_late
-
-    def host_ns(self, device_ns: int) -> int:
-        """When it is due."""
-        return device_ns + (self._ahead_ns or 0)
+OpenLine = Callable[[InputContainer, Sequence[Stream], tuple[type[Exception], ...]], Line]
 
 
 class NetworkSource:
     """A live stream. Iterating blocks while nothing comes; see `captureprocess`.
 
     ``capture_ns`` of a picture is when it would have come with the least delay seen: what is late
-    on its way is older than it looks. ``pts_ns`` is that moment on the stream's timeline. A
-    segmented stream (HLS) is played out at the sender's pace instead, and is as old as that makes
-    it.
+    on its way is older than it looks. Packets are read and stamped by a thread of their own (see
+    `packetline`), so what is late because it was decoded late is older too; where decoding takes
+    longer than the stream, pictures are passed over (see `freshdecoder`). ``pts_ns`` is that
+    moment on the stream's timeline. A segmented stream (HLS) is played out at the sender's pace
+    instead, and is as old as that makes it.
 
-    Troubles are those of files, and ``backlog``: pictures of before the beginning, not given.
+    Troubles are those of files, and ``backlog``: pictures of before the beginning, not given; and
+    ``behind``: pictures that there was no time to decode.
 
     Args:
         container: the opened stream; closed by this.
         options: see there.
         clock: host monotonic clock in nanoseconds.
         sleep: waits for seconds, for segmented streams.
+        open_line: see `tracks.LiveReading`; default: a `PacketLine`.
 
     Attributes:
         kind: ``live``.
@@ -281,13 +271,15 @@ class NetworkSource:
         *,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], object] = time.sleep,
+        open_line: OpenLine | None = None,
     ) -> None:
         self.stream = options.stream
         self._clock, self._sleep = clock, sleep
         self._name = redacted(options.address)
         self._is_untimed = bool(container.format.flags & NO_TIMES)
         self._is_played = container.format.name in SEGMENTED
-        self._tracks = Tracks(container, self._name, is_remote=True)
+        reading = LiveReading(open_line or self._open_line, clock, passes=not self._is_played)
+        self._tracks = Tracks(container, self._name, is_remote=True, live=reading)
         self.has_audio, self.fps = self._tracks.has_audio, self._tracks.fps
         self._origin_ns = clock() if options.origin_ns is None else options.origin_ns
         self._presenter = Presenter(
@@ -300,6 +292,16 @@ class NetworkSource:
         )
         self.source_size_px = self._presenter.upright_size_px(self._tracks.first_picture)
         self._begin()
+
+    def _open_line(
+        self,
+        container: InputContainer,
+        streams: Sequence[Stream],
+        ended_by: tuple[type[Exception], ...],
+    ) -> Line:
+        return PacketLine(
+            container, streams, ended_by=ended_by, clock=self._clock, waits=self._is_played
+        )
 
     def _begin(self) -> None:
         self._map: HostClock = PlayoutClock() if self._is_played else ClockMap()
@@ -341,9 +343,11 @@ class NetworkSource:
         self.close()
 
     def _take(self, decoded: Decoded, timeline: Timeline[Frame]) -> Iterator[SourceEvent]:
-        arrival_ns = self._clock()
+        arrival_ns = self._tracks.arrival_ns or self._clock()
+        for passed_ns, came_ns in self._tracks.take_passed():
+            timeline.pass_over("video", passed_ns, came_ns)
         if isinstance(decoded, Damage):
-            yield self._presenter.trouble(decoded.kind, decoded.detail)
+            yield self._presenter.trouble(decoded.kind, decoded.detail, decoded.times)
             return
         if decoded.pts is None and not self._is_untimed and not self._presenter.ends_ns:
             yield self._presenter.trouble("no_pts", "nothing has a time yet; passed over")
@@ -401,6 +405,11 @@ class NetworkSource:
         if self._is_played:
             while (wait_ns := self._map.host_ns(start_ns) - self._clock()) > 0:
                 self._sleep(wait_ns / NS_PER_S)
+            if -wait_ns > MAX_BEHIND_NS:
+                raise MediaError(
+                    f"{self._name} fell behind by {-wait_ns / NS_PER_S:.1f} s: decoding takes "
+                    "longer than the stream; choose a smaller variant of it, or free this machine"
+                )
         yield from self._presenter.events(
             placed.item.payload, start_ns, lambda: self._map.host_ns(start_ns)
         )

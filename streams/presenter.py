@@ -129,9 +129,9 @@ class Presenter:
         """Let the rest of the sound go: its place is not known any more."""
         self._resampler.flush()
 
-    def trouble(self, kind: str, detail: str) -> Trouble:
-        """A trouble with its count."""
-        self._troubles[kind] += 1
+    def trouble(self, kind: str, detail: str, times: int = 1) -> Trouble:
+        """A trouble with its count, which ``times`` is added to."""
+        self._troubles[kind] += times
         return Trouble(kind, detail, self._troubles[kind])
 
     def _learn_period(self, start_ns: int) -> None:

@@ -62,15 +62,17 @@ class Synchroniser:
     A file is decided by the order of the medium alone, so the same file gives the same samples: a
     picture waits until its sound has come or is known not to come, at most for five seconds of
     media. A live stream waits ``audio_wait_ms`` of the clock; call `poll`, or push its `Quiet`s,
-    while nothing arrives. Where it has given no sound for the length of a window, none is waited
-    for until it comes again: windows are ``gap`` and then ``absent``, not ``late``.
+    while nothing arrives. Both count from the end of the window where that lies after the picture.
+    Where a live stream has given no sound for the length of a window, none is waited for until it
+    comes again: windows are ``gap`` and then ``absent``, not ``late``.
 
     Args:
         window_s: W, seconds of sound for a picture.
         sample_rate_hz: rate of the sound that will be pushed.
         anchor: which point of the window lies at the picture.
         lag_ms: moves the window later; negative is earlier.
-        audio_wait_ms: how long a live picture waits for sound after its capture.
+        audio_wait_ms: how long a live picture waits for sound after its capture, or after the end
+            of its window where that is later.
         has_audio: whether the source has sound; a discontinuity may say otherwise.
         live: whether `audio_wait_ms` counts.
         clock: host monotonic clock in nanoseconds, the one that stamps ``capture_ns``.
@@ -142,6 +144,11 @@ class Synchroniser:
         """The stream or its epoch has ended: samples of all pictures that still wait."""
         self._state.ended = True
         return self._decide()
+
+    @property
+    def after_ns(self) -> int:
+        """How long after its picture a window ends; 0 where it ends with it or before."""
+        return max(0, self._end_offset_ns)
 
     @property
     def pending(self) -> int:
@@ -221,9 +228,9 @@ class Synchroniser:
 
     def _is_overdue(self, frame: VideoFrame) -> bool:
         pending = self._state.pending
-        if self._live and self._clock() - frame.capture_ns >= self._wait_ns:
+        if self._live and self._clock() - frame.capture_ns >= self._wait_ns + self.after_ns:
             return True
-        waited_ns = pending[-1].pts_ns - frame.pts_ns
+        waited_ns = pending[-1].pts_ns - frame.pts_ns - self.after_ns
         too_much = self._state.pending_bytes > PENDING_BYTES and len(pending) > 1
         return waited_ns > PENDING_NS or too_much
 

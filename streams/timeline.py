@@ -139,6 +139,14 @@ class Timeline(Generic[T]):
         else:
             yield from self._place(item)
 
+    def pass_over(self, track: Track, start_ns: int, arrival_ns: int) -> None:
+        """An item came and is not given: that the track went on over it is no jump."""
+        position = self._at[track]
+        length_ns = position.end_ns - (position.last_ns or 0)
+        item = Item(track, start_ns, start_ns + length_ns, 0, None, arrival_ns)
+        if position.last_ns is not None and self._ahead is None and not self._jump_ns(item):
+            position.take(item.start_ns, item.end_ns, arrival_ns)
+
     def finish(self) -> Iterator[Placed[T] | Break | Odd]:
         """The container has ended: gives all that is still held."""
         if self._offset_ns is None:
@@ -231,7 +239,7 @@ class Timeline(Generic[T]):
         self._placed_end_ns = max(self._placed_end_ns, place_ns + length_ns)
         return Placed(item, place_ns, self.epoch)
 
-    def _jump_ns(self, item: Item[T]) -> int:
+    def _jump_ns(self, item: Item[T] | Item[None]) -> int:
         """How far an item leaves its track's timeline; 0 where it goes on."""
         position = self._at[item.track]
         if position.last_ns is None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import av
 import av.error
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from .containers import Decoded, decode, find_audio, find_video
+from .freshdecoder import FreshDecoder
+from .packetline import Line
 from .sources import MediaError
 
 CONNECTION_ERRORS = (OSError, av.error.ExitError, av.error.HTTPError)
@@ -37,6 +41,22 @@ def reason_of(error: Exception) -> str:
             return str(error)
 
 
+@dataclass(frozen=True, slots=True)
+class LiveReading:
+    """How a live container is read.
+
+    Attributes:
+        open_line: takes the container, the streams wanted and the errors that end it, and gives
+            their line; from there on the container is the line's.
+        clock: host monotonic clock in nanoseconds, the line's.
+        passes: whether pictures may be passed over where decoding falls behind.
+    """
+
+    open_line: Callable[[InputContainer, Sequence[Stream], tuple[type[Exception], ...]], Line]
+    clock: Callable[[], int]
+    passes: bool
+
+
 class Tracks:
     """The first tracks of pictures and of sound that can be decoded, in the container's order.
 
@@ -44,8 +64,11 @@ class Tracks:
         container: an open container; it is closed by `close`, and where this fails.
         name: of the medium, for errors.
         is_remote: it comes over a network, and an error of the connection is its end.
+        live: see `LiveReading`; None: it is read as it is decoded.
 
     Attributes:
+        arrival_ns: host monotonic clock when the packet came that the last item was decoded from;
+            None where it is not live.
         has_audio: whether there is a sound track.
         fps: nominal frames a second, or None where the container does not say.
         duration_ns: declared or estimated length, or None.
@@ -55,15 +78,26 @@ class Tracks:
         MediaError: no picture decoded.
     """
 
-    def __init__(self, container: InputContainer, name: str, *, is_remote: bool = False) -> None:
+    def __init__(
+        self,
+        container: InputContainer,
+        name: str,
+        *,
+        is_remote: bool = False,
+        live: LiveReading | None = None,
+    ) -> None:
         self._container = container
         self._name = name
+        self._live = live
+        self._line: Line | None = None
         self._ended_by = CONNECTION_ERRORS if is_remote else ()
-        self._read: deque[Decoded] = deque()
+        self._read: deque[tuple[Decoded, int | None]] = deque()
+        self._passed: deque[tuple[int, int]] = deque()
+        self.arrival_ns: int | None = None
         try:
             self._open(name)
         except BaseException:
-            container.close()
+            self._free()
             raise
 
     def _open(self, name: str) -> None:
@@ -81,8 +115,8 @@ class Tracks:
         self.fps = float(rate) if rate else None
         self.duration_ns = length_us * 1000 if length_us and length_us > 0 else None
         self._decoded = self._decode(video, audio)
-        for decoded in islice(self._decoded, MAX_BEFORE_PICTURE):
-            self._read.append(decoded)
+        for decoded, arrival_ns in islice(self._decoded, MAX_BEFORE_PICTURE):
+            self._read.append((decoded, arrival_ns))
             if isinstance(decoded, av.VideoFrame):
                 self.first_picture = decoded
                 return
@@ -98,19 +132,46 @@ class Tracks:
             MediaError: the connection was lost.
         """
         while self._read:
-            yield self._read.popleft()
-        yield from self._decoded
+            decoded, self.arrival_ns = self._read.popleft()
+            yield decoded
+        for decoded, arrival_ns in self._decoded:
+            self.arrival_ns = arrival_ns
+            yield decoded
+
+    def take_passed(self) -> Iterator[tuple[int, int]]:
+        """(time in the container in ns, arrival) of pictures that were passed over since."""
+        while self._passed:
+            yield self._passed.popleft()
 
     def close(self) -> None:
         """Free the container; closing twice is harmless."""
         self._decoded.close()
         self._read.clear()
-        self._container.close()
+        self._free()
+
+    def _free(self) -> None:
+        if self._line is None:
+            self._container.close()
+        else:
+            self._line.close()
 
     def _decode(
         self, video: VideoStream, audio: AudioStream | None
-    ) -> Generator[Decoded, None, None]:
+    ) -> Generator[tuple[Decoded, int | None], None, None]:
         try:
-            yield from decode(self._container, video, audio, ended_by=self._ended_by)
+            if self._live is None:
+                for decoded in decode(self._container, video, audio, ended_by=self._ended_by):
+                    yield decoded, None
+            else:
+                streams = [stream for stream in (video, audio) if stream is not None]
+                self._line = self._live.open_line(self._container, streams, self._ended_by)
+                decoder = FreshDecoder(
+                    self._line,
+                    clock=self._live.clock,
+                    name=self._name,
+                    passes=self._live.passes,
+                )
+                self._passed = decoder.passed
+                yield from decoder
         except self._ended_by as error:
             raise MediaError(f"{self._name} was lost: {reason_of(error)}") from None

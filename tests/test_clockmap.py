@@ -183,6 +183,39 @@ def test_a_stall_under_a_second_is_no_step():
         assert abs(clock.host_ns(device_ns) - true_ns) < 3_000_000
 
 
+@pytest.mark.parametrize("rate", [1.1, 2.0, 20.0])
+def test_a_backlog_that_drains_is_no_step_however_long_it_takes(rate):
+    """Three seconds of stall, then what was held up comes faster than it was sent."""
+    clock = ClockMap()
+    observed = list(stamps(20, 25, 0, exponential))
+    for _, device_ns, arrival_ns in observed:
+        clock.observe(device_ns, arrival_ns)
+    true_ns, device_ns, _ = observed[-1]
+    late_ns, step_ns = 3 * NS_PER_S, NS_PER_S // 25
+    while late_ns > 0:
+        true_ns, device_ns = true_ns + step_ns, device_ns + step_ns
+        assert not clock.observe(device_ns, true_ns + late_ns)
+        assert abs(clock.host_ns(device_ns) - true_ns) < 10_000_000
+        late_ns -= round(step_ns * (1 - 1 / rate))
+
+
+def test_a_stall_that_leaves_all_later_for_good_is_a_step():
+    """A backlog that stops draining is the new delay."""
+    clock = ClockMap()
+    observed = list(stamps(20, 25, 0, exponential))
+    for _, device_ns, arrival_ns in observed:
+        clock.observe(device_ns, arrival_ns)
+    true_ns, device_ns, _ = observed[-1]
+    told_after = []
+    for i in range(200):
+        true_ns, device_ns = true_ns + NS_PER_S // 25, device_ns + NS_PER_S // 25
+        late_ns = max(300_000_000, 1_000_000_000 - i * 20_000_000)
+        if clock.observe(device_ns, true_ns + late_ns):
+            told_after.append(i)
+    assert len(told_after) == 1
+    assert 55 <= told_after[0] <= 70
+
+
 def test_single_stamps_of_zero_do_not_open_an_epoch():
     """USB cameras give 0 now and then."""
     clock = ClockMap()

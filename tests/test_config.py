@@ -29,13 +29,13 @@ def test_the_shipped_file_is_the_defaults():
 
 
 def test_precedence_is_defaults_then_file_then_environment_then_set(tmp_path):
-    path = written(tmp_path, "queue: {capacity: 2, max_age_ms: 22}\nmodel: {threads: 2}\n")
-    environ = {"ATLASD_QUEUE__CAPACITY": "3", "ATLASD_QUEUE__MAX_AGE_MS": "33", "HOME": "/"}
+    path = written(tmp_path, "queue: {capacity: 2, max_age_ms: 222}\nmodel: {threads: 2}\n")
+    environ = {"ATLASD_QUEUE__CAPACITY": "3", "ATLASD_QUEUE__MAX_AGE_MS": "333", "HOME": "/"}
 
     config = load_config(path, environ=environ, overrides=["queue.capacity=4"])
 
     assert config.queue.capacity == 4
-    assert config.queue.max_age_ms == 33
+    assert config.queue.max_age_ms == 333
     assert config.model.threads == 2
     assert config.publish == Config().publish
 
@@ -107,10 +107,15 @@ def test_a_batch_must_fit_the_queue_and_the_policy():
     assert "answered frame by frame" in refused(overrides=["model.batch=2", "source.policy=live"])
 
 
+def test_a_frame_may_not_wait_for_its_sound_until_it_is_too_old():
+    assert "would be too old once it has waited" in refused(overrides=["sync.audio_wait_ms=500"])
+    load_config(overrides=["sync.audio_wait_ms=499", "sync.lag_ms=2000"])
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     capacity=st.integers(1, 4096),
-    age=st.floats(0.001, 60_000, allow_nan=False),
+    age=st.floats(80.001, 60_000, allow_nan=False),
     uri=st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), min_size=1),
 )
 def test_what_is_dumped_is_read_back_equal(tmp_path_factory, capacity, age, uri):

@@ -9,6 +9,7 @@ import tracemalloc
 import msgpack
 import numpy as np
 import pytest
+from atlasd.daemon.pipeline import PipelineOptions
 from atlasd.streams.clips import AudioChunk, Sample, VideoFrame
 from atlasd.streams.devices import DeviceOptions, DeviceSource
 from atlasd.streams.sources import AudioEnded, Discontinuity, MediaError, Quiet, Trouble
@@ -39,12 +40,13 @@ def events_of(source):
         return
 
 
-def samples_of(world, source, *, window_s=0.4, wait_ms=2000.0):
+def samples_of(world, source, *, window_s=0.4, wait_ms=2000.0, anchor="center", lag_ms=0.0):
     """All that the synchroniser makes of a source: samples, epochs, troubles."""
     synchroniser = Synchroniser(
         window_s=window_s,
         sample_rate_hz=RATE_HZ,
-        anchor="center",
+        anchor=anchor,
+        lag_ms=lag_ms,
         audio_wait_ms=wait_ms,
         has_audio=source.has_audio,
         live=True,
@@ -106,6 +108,32 @@ def test_a_constant_delay_of_the_sound_is_found_as_it_is():
     listener = FakeListener(world, delay_ms=120)
     errors = clap_errors_ms(samples_of(world, source_of(world, camera, listener), window_s=1))
     assert np.median(errors) == pytest.approx(120, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("anchor", "lag_ms"),
+    [("end", 0.0), ("end", 150.0), ("end", 250.0), ("end", -100.0), ("center", 150.0)],
+)
+def test_with_the_defaults_a_calibrated_microphone_gives_whole_windows(anchor, lag_ms):
+    """A Bluetooth microphone is 150 ms and more late; its lag moves windows, and none is late."""
+    world = World()
+    camera = FakeCamera(world, fps=20, until_s=15)
+    listener = FakeListener(world, delay_ms=max(0.0, lag_ms), jitter=uniform_ms(5))
+    defaults = PipelineOptions()
+    outputs = samples_of(
+        world,
+        source_of(world, camera, listener),
+        wait_ms=defaults.audio_wait_ms,
+        anchor=anchor,
+        lag_ms=lag_ms,
+    )
+    outputs = list(outputs)
+    seen = [o for o in outputs if isinstance(o, Sample) and o.frame.pts_ns > 6 * NS_PER_S]
+    assert len(seen) > 150
+    assert {o.window.state for o in seen} == {"ok"}
+    after_ms = lag_ms + (200 if anchor == "center" else 0)
+    ends_ms = {round((o.window.end_ns - o.frame.pts_ns) / 1e6) for o in seen}
+    assert ends_ms == {round(after_ms)}
 
 
 def test_the_camera_latency_is_taken_from_picture_and_capture_time():

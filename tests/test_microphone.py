@@ -258,7 +258,7 @@ def test_an_age_that_cannot_be_gives_way_to_length_and_latency(age_s):
 
 def test_a_device_that_keeps_lying_about_age_is_not_asked_again():
     ring = CaptureRing(1000, 1, keep_s=1, latency_s=0.030)
-    for _ in range(8):
+    for _ in range(10):
         ring.put(ramp(10), NS_PER_S, -1.0, overflowed=False)
     ring.read()
     ring.put(ramp(10), NS_PER_S, 0.001, overflowed=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -15,11 +16,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from atlasd.daemon.memory import resident_mb
 from atlasd.streams.captureprocess import ProcessSource
 from atlasd.streams.clips import AudioChunk, Sample, VideoFrame
-from atlasd.streams.network import LATE_NS, NetworkOptions, PlayoutClock
+from atlasd.streams.network import NetworkOptions, open_network
+from atlasd.streams.playoutclock import LATE_NS, PlayoutClock
 from atlasd.streams.reconnecting import ReconnectingSource
 from atlasd.streams.sources import (
     Discontinuity,
@@ -320,6 +323,59 @@ def test_a_hole_in_the_network_is_a_hole_and_no_epoch(tmp_path):
     errors = click_after_flash_s(samples)
     assert max(map(abs, errors.values())) < LIVE_BAR_S
     assert "gap" in {sample.window.state for sample in samples}
+
+
+@pytest.mark.parametrize("kind", ["mjpeg", "ts"])
+def test_a_reader_that_is_slower_than_the_stream_stays_fresh_and_says_so(tmp_path, kind):
+    """A picture takes 1.3 periods, and its shade says when it was sent; all through sockets."""
+    began_s = [0.0]
+
+    def shade(time_s):
+        return int(16 + time_s * 20)
+
+    def camera(visit):
+        visit.head("multipart/x-mixed-replace; boundary=pictures")
+        began_s[0] = time.monotonic()
+        for index in range(25 * 9):
+            visit.send(part(jpeg(shade(index / 25))))
+            if not visit.hold(max(0.0, began_s[0] + index / 25 - time.monotonic())):
+                return
+
+    def stamped(visit):
+        began_s[0] = time.monotonic()
+        paced_ts(film)(visit)
+
+    film = tmp_path / "a.ts"
+    if kind == "ts":
+        options = {"preset": "ultrafast", "tune": "zerolatency", "g": "25"}
+        write_video(
+            film,
+            9.0,
+            picture=lambda t: np.full((48, 64, 3), shade(t), np.uint8),
+            sound=None,
+            options=options,
+        )
+    slowness, ages, troubles = threading.Event(), [], []
+    with (
+        WebServer(camera if kind == "mjpeg" else stamped) as server,
+        open_network(NetworkOptions(server.url("/a.ts"), mode="live")) as source,
+        contextlib.suppress(MediaError),  # the stream ends after nine seconds
+    ):
+        for event in source:
+            assert not isinstance(event, Discontinuity)
+            if isinstance(event, Trouble):
+                troubles.append(event)
+            if isinstance(event, VideoFrame):
+                now_s = time.monotonic()
+                shown_s = (float(event.image.mean()) - 16) / 20
+                true_s = now_s - began_s[0] - shown_s
+                ages.append((true_s, now_s - event.capture_ns / 1e9))
+                slowness.wait(0.052)
+    assert len(ages) > 60
+    late = ages[len(ages) // 2 :]
+    assert max(true for true, _ in late) < 1.0
+    assert max(abs(true - claimed) for true, claimed in late) < 0.35
+    assert [t.kind for t in troubles].count("behind") >= 3
 
 
 def test_a_picture_of_another_size_goes_on_and_says_its_size():

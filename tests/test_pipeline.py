@@ -168,6 +168,32 @@ def test_live_passes_over_stale_frames():
     assert items == [Ended(0, False, {"queue_full": 0, "stale": 2})]
 
 
+@pytest.mark.parametrize(
+    ("how", "waited_ms"), [({"lag_ms": 1500.0}, 1500), ({"anchor": "center"}, 500), ({}, 0)]
+)
+def test_a_live_picture_is_not_too_old_for_having_waited_for_its_window(how, waited_ms):
+    """Its age counts from when its window was over; from there it may be as old as any."""
+
+    def script():
+        yield picture(0)
+        now[0] = waited_ms * 1_000_000 + 20_000_000
+        yield AudioChunk(np.zeros(32 * (waited_ms + 20), np.float32), 32000, 0, "main", 0)
+
+    def taken_after(ms):
+        now[0] = 0
+        source = ScriptedSource(script(), kind="live")
+        source.has_audio = True
+        with Pipeline(source, EchoEngine(), PipelineOptions(**how), clock=lambda: now[0]) as it:
+            assert source.exhausted.wait(10)
+            now[0] += ms * 1_000_000
+            return list(it)
+
+    now = [0]
+    result, _ = taken_after(479)
+    assert result.sample.window.end_ns == waited_ms * 1_000_000
+    assert taken_after(481) == [Ended(0, False, {"queue_full": 0, "stale": 1})]
+
+
 @pytest.mark.parametrize(("fps", "shown"), [(25.0, [2]), (10.0, [0, 1, 2]), (None, [2])])
 def test_a_live_picture_that_waited_a_frames_period_gives_way_to_newer_ones(fps, shown):
     """Behind a busy network a mask is a period and a forward pass old, and no more."""

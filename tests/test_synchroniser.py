@@ -231,6 +231,43 @@ def test_quiet_decides_a_live_picture_whose_sound_is_late():
     assert live.push(Quiet(), 140) == [(120, "late")]
 
 
+@pytest.mark.parametrize(
+    ("how", "after_ms"),
+    [({}, 0), ({"lag_ms": 150.0}, 150), ({"anchor": "center"}, 50), ({"lag_ms": -60.0}, 0)],
+)
+def test_a_live_picture_waits_from_the_end_of_its_window_on(how, after_ms):
+    """Its wait is for sound that is late, not for sound that has not happened yet."""
+    live = Live(**how)
+    live.push(sound(0, 100), 100)
+    assert live.push(frame(180, capture_ns=180 * MS), 180) == []
+    assert live.push(Quiet(), 180 + after_ms + 19) == []
+    assert live.push(Quiet(), 180 + after_ms + 20) == [(180, "late")]
+    assert live.synchroniser.after_ns == after_ms * MS
+
+
+@pytest.mark.parametrize("how", [{"lag_ms": 150.0}, {"anchor": "center"}, {"lag_ms": -60.0}])
+def test_a_live_window_past_its_picture_is_whole_where_sound_comes_in_time(how):
+    live = Live(audio_wait_ms=80.0, **how)
+    seen = []
+    for at in range(0, 2000, 20):
+        if at % 40 == 0:
+            seen += live.push(frame(at, capture_ns=at * MS), at)
+        seen += live.push(sound(at, at + 20), at + 20)  # heard 0 to 20 ms ago
+    assert {state for at, state in seen if at >= 200} == {"ok"}
+    assert seen[-1][0] >= 1800 - 150
+
+
+@pytest.mark.parametrize("lag_ms", [0, 2000, -2000])
+def test_a_lag_does_not_shorten_a_files_wait_for_its_sound(lag_ms):
+    """Five seconds of media are counted from where the window ends."""
+    synchroniser = Synchroniser(0.1, RATE, lag_ms=lag_ms)
+    last_ms = 5000 + max(0, lag_ms)
+    for i, at in enumerate(range(0, last_ms + 1, 40)):
+        assert synchroniser.push(frame(at, index=i)) == []
+    (sample,) = synchroniser.push(frame(last_ms + 40, index=1000))
+    assert (sample.frame.pts_ns, sample.window.state) == (0, "late")
+
+
 def test_sound_that_vanishes_is_late_then_a_gap_then_absent_and_comes_back():
     """Once none came for a window's length, none is waited for: masks stay fresh."""
     live = Live()
