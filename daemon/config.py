@@ -8,19 +8,31 @@ a variable, an option), what stands there and what is allowed.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from ..streams.addresses import redacted, without_secrets
+from ..streams.addresses import (
+    is_address,
+    is_mistaken,
+    redacted,
+    without_secrets,
+)
+from .configlayers import ConfigError, environ_layer, file_layer, merge, override_layer
+from .configsecrets import NO_DEVICE, is_secret, misplaced_secrets
 
-ENV_PREFIX = "ATLASD_"
 DEFAULT_FILE = Path("config.yaml")
 SAMPLE_URI = "sample"
 
@@ -30,18 +42,16 @@ DeviceName = Annotated[str, Field(min_length=1, max_length=256)]
 StreamName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-class ConfigError(Exception):
-    """A configuration that is refused: every fault with its place, one a line."""
-
-
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
 
 class SourceConfig(_Section):
     """What is watched and listened to."""
 
-    uri: str = Field(default=SAMPLE_URI, min_length=1)
+    uri: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] = SAMPLE_URI
     """A media file, a folder of frames, an address (rtsp://, http://, ...), or `sample`."""
     stream: StreamName = "main"
     """Name of the stream: the part of every topic after the slash."""
@@ -87,6 +97,24 @@ class SourceConfig(_Section):
             return redacted(self.uri)
         sound = "no microphone" if self.microphone is None else f"microphone {self.microphone}"
         return f"camera {self.camera}, {sound}"
+
+    @field_validator("uri")
+    @classmethod
+    def _is_no_mistake(cls, uri: str) -> str:
+        if is_mistaken(uri):
+            raise ValueError(
+                "this looks like an address and is none, and is not shown, as it may hold a"
+                " password; write SCHEME://HOST:PORT/PATH, before the host USER:PASSWORD and an @;"
+                " and a file with such a name as ./NAME"
+            )
+        return uri
+
+    @field_validator("camera", "microphone")
+    @classmethod
+    def _is_a_device(cls, device: int | str | None) -> int | str | None:
+        if isinstance(device, str) and (is_address(device) or is_mistaken(device)):
+            raise ValueError(NO_DEVICE)
+        return device
 
     @model_validator(mode="after")
     def _is_one_source(self) -> Self:
@@ -320,14 +348,6 @@ def _uri_of(values: Mapping[str, Any]) -> str:
     return str(source.get("uri", "")) if isinstance(source, dict) else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Values from one place, and for each key path where it stands."""
-
-    values: dict[str, Any]
-    places: dict[tuple[str, ...], str]
-
-
 def load_config(
     path: Path | None = None,
     *,
@@ -345,13 +365,15 @@ def load_config(
         ConfigError: an unreadable file, bad YAML, an unknown or repeated key, a wrong type or
             bound; all faults found are told at once.
     """
-    layers = [_file_layer(path)] if path is not None else []
-    layers += [_environ_layer(environ or {}), _override_layer(overrides)]
+    layers = [file_layer(path)] if path is not None else []
+    layers += [environ_layer(environ or {}), override_layer(overrides)]
     merged: dict[str, Any] = {}
     places: dict[tuple[str, ...], str] = {}
     for layer in layers:
-        _merge(merged, layer.values)
+        merge(merged, layer.values)
         places |= layer.places
+    if secrets := "\n".join(misplaced_secrets(merged, lambda key: _place_of(key, places))):
+        raise ConfigError(secrets)
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
@@ -388,105 +410,23 @@ def dump_config(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _file_layer(path: Path) -> _Layer:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such file; give --config an existing file, or leave it out for defaults"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{_spot(error)}") from None
-    if root is None:
-        return _Layer({}, {})
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path}: holds a {root.tag.rsplit(':', 1)[-1]}; it must map sections")
-    places: dict[tuple[str, ...], str] = {}
-    for key, node in _walk(root):
-        if key in places:
-            raise ConfigError(
-                f"{path}:{node.start_mark.line + 1}: {'.'.join(key)} stands twice (first at"
-                f" {places[key]}); keep one"
-            )
-        places[key] = f"{path}:{node.start_mark.line + 1}"
-    return _Layer(yaml.safe_load(text), places)
-
-
-def _spot(error: yaml.YAMLError) -> str:
-    """Where and why, without the line itself, which may hold a password."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return ": not valid YAML"
-    mark = error.problem_mark
-    return f":{mark.line + 1}: not valid YAML at column {mark.column + 1}: {error.problem}"
-
-
-def _walk(
-    node: yaml.MappingNode, prefix: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], yaml.Node]]:
-    """All keys below a mapping, as paths, each with the node of its key."""
-    for key_node, value_node in node.value:
-        key = (*prefix, str(key_node.value))
-        yield key, key_node
-        if isinstance(value_node, yaml.MappingNode):
-            yield from _walk(value_node, key)
-
-
-def _environ_layer(environ: Mapping[str, str]) -> _Layer:
-    values: dict[str, Any] = {}
-    places: dict[tuple[str, ...], str] = {}
-    for name in sorted(environ):
-        section, separator, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
-        if not name.startswith(ENV_PREFIX) or not separator:
-            continue
-        values.setdefault(section, {})[key] = _scalar(environ[name], name)
-        places[(section, key)] = name
-    return _Layer(values, places)
-
-
-def _override_layer(overrides: Sequence[str]) -> _Layer:
-    values: dict[str, Any] = {}
-    places: dict[tuple[str, ...], str] = {}
-    for override in overrides:
-        match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", override, flags=re.DOTALL)
-        if match is None:
-            raise ConfigError(
-                f"--set {override}: must read section.key=value, as in --set model.threads=2"
-            )
-        section, key, text = match.groups()
-        values.setdefault(section, {})[key] = _scalar(text, f"--set {section}.{key}")
-        places[(section, key)] = f"--set {override}"
-    return _Layer(values, places)
-
-
-def _scalar(text: str, place: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{place} is not a YAML value; quote it") from None
-
-
-def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
+def _place_of(key: tuple[str, ...], places: Mapping[tuple[str, ...], str]) -> str:
+    """Where a key stands, or else what is around it."""
+    above = (places.get(key[:n]) for n in range(len(key), 0, -1))
+    return next((place for place in above if place), "defaults")
 
 
 def _faults(error: ValidationError, places: Mapping[tuple[str, ...], str]) -> Iterator[str]:
     for fault in error.errors():
         key = tuple(str(part) for part in fault["loc"])
         name = ".".join(key) or "configuration"
-        above = (places.get(key[:n]) for n in range(len(key), 0, -1))
-        place = next((place for place in above if place), "defaults")
+        place = _place_of(key, places)
         if fault["type"] == "extra_forbidden":
             yield f"{place}: {name} is not known here; known: {', '.join(_known(key[:-1]))}"
         else:
-            got = "" if isinstance(fault["input"], dict) else f"; got {fault['input']!r}"
+            came = fault["input"]
+            is_told = not (isinstance(came, dict) or (isinstance(came, str) and is_secret(came)))
+            got = f"; got {came!r}" if is_told else ""
             yield f"{place}: {name}: {fault['msg']}{got}"
 
 

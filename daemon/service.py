@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from ..model.presets import WeightsError
+from ..streams.addresses import without_accounts
 from ..streams.sources import Discontinuity, MediaError, Source, Trouble
 from .config import Config, dump_config
 from .endpoints import EndpointError
@@ -369,7 +371,7 @@ class Service:
             stream=self._stream,
             kind=kind,
             epoch=self._counts.epochs if epoch is None else epoch,
-            detail=detail[:_DETAIL_CHARACTERS],
+            detail=without_accounts(detail)[:_DETAIL_CHARACTERS],
             data=data or {},
         )
 
@@ -406,7 +408,7 @@ class Service:
         summary = {
             "version": installed_version("atlasd"),
             "source": self._config.source.label,
-            "ending": ending,
+            "ending": without_accounts(ending),
             "model": {"preset": self._engine.preset, "version": self._engine.version},
             "masks": counts.masks,
             "fps": None if counts.fps is None else round(counts.fps, 2),
@@ -430,8 +432,10 @@ class Service:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file whole: it appears under its name only when all of it is there."""
+    """Write a file whole, for its owner alone: it appears only when all of it is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
     part.replace(path)

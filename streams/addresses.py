@@ -15,12 +15,27 @@ _MAX_CHARACTERS = 4096
 _SHORTEST = 3
 """A secret of fewer characters is not looked for in prose: it would be found in every word."""
 _NAME = re.compile(r"[\w.\-\[\]]{1,40}\Z")
-_ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_LOCAL = re.compile(r"(file|ipc)://|/(?!/)|\.\.?/|~")
+"""How what is surely on this machine begins."""
+_MEANT = re.compile(
+    rf"\W*({'|'.join(sorted(SCHEMES))})\s*:|.*://|.*:.*@", re.DOTALL | re.IGNORECASE
+)
+_ACCOUNT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@|[^\s'\"/@:]*:[^\s'\"]*@")
 
 
 def is_address(uri: str) -> bool:
     """Whether this names something on the network, not a file here."""
-    return _ADDRESS.match(uri) is not None and not uri.startswith("file://")
+    return _ADDRESS.match(uri) is not None and _LOCAL.match(uri) is None
+
+
+def is_mistaken(uri: str) -> bool:
+    """Whether this was probably meant as an address and is none: it may hold a password.
+
+    As ``rtsp:/joe:secret@camera`` does, or an address in quotes or without its scheme. A path that
+    begins with ``/`` or ``./`` is a path, whatever follows.
+    """
+    return not is_address(uri) and _LOCAL.match(uri) is None and _MEANT.match(uri) is not None
 
 
 def check(address: str) -> None:
@@ -55,13 +70,13 @@ def check(address: str) -> None:
 def redacted(address: str) -> str:
     """The address without user, password, and values of its query and fragment.
 
-    What is no address is given back as it is. Values of a query are all hidden: cameras and
-    services call their tokens by too many names to tell which of them are secret. Where an @ after
-    the host leaves open whether what stands before it is a password that should have been
-    percent-encoded, all but the scheme is hidden.
+    What is no address is given back as it is, but for what was meant as one, which is hidden whole.
+    Values of a query are all hidden: cameras and services call their tokens by too many names to
+    tell which of them are secret. Where an @ after the host leaves open whether what stands before
+    it is a password that should have been percent-encoded, all but the scheme is hidden.
     """
     if not is_address(address):
-        return address
+        return HIDDEN if is_mistaken(address) else address
     scheme, _, rest = address.partition("://")
     host, path, mark, query = _split(rest)
     if "@" in path + query:
@@ -92,6 +107,15 @@ def without_secrets(text: str, address: str) -> str:
     for secret in sorted(_secrets(address), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return text
+
+
+def without_accounts(text: str) -> str:
+    """A text without anything like ``user:password@``, whatever address it may be of.
+
+    For prose whose writer does not know what it quotes. Where the address is known
+    `without_secrets` finds more.
+    """
+    return _ACCOUNT.sub(lambda found: f"{found[1] or ''}{HIDDEN}@", text)
 
 
 def _secrets(address: str) -> set[str]:

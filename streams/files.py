@@ -10,7 +10,7 @@ from typing import Self
 
 from av.container import InputContainer
 
-from .addresses import is_address, redacted
+from .addresses import is_address, is_mistaken, redacted
 from .clips import NS_PER_S
 from .containers import Damage, find_audio, find_video, open_container
 from .presenter import Frame, Presenter
@@ -52,10 +52,10 @@ def open_source(
     Raises:
         MediaError: it cannot be opened: what came, what is allowed, what to do.
     """
-    if is_address(str(uri)):
+    if is_address(str(uri)) or is_mistaken(str(uri)):
         raise MediaError(
             f"{redacted(str(uri))} is an address; video files and folders of frames can be read "
-            "here: give a path"
+            "here: give a path, as ./NAME where the name itself has : and @"
         )
     path = Path(str(uri).removeprefix("file://"))
     if path.is_dir():

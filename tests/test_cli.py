@@ -62,6 +62,19 @@ def test_every_command_has_help(words):
     assert "Usage" in called(*words, "--help")
 
 
+def test_the_kind_of_a_source_is_forced_by_an_option(monkeypatch):
+    from atlasd.daemon import service
+
+    served = []
+    monkeypatch.setattr(service, "run", lambda config: served.append(config) or 0)
+    called("run", "http://cam/x", "--kind", "live", "--set", "source.kind=file")
+    called("run", "http://cam/x", "--kind", "file")
+    called("run", "http://cam/x", "--set", "source.kind=live")
+    assert [config.source.kind for config in served] == ["live", "file", "live"]
+    refused = RUNNER.invoke(cli.app, ["calibrate", "a.mp4", "--kind", "live"])
+    assert "source.kind is live" in str(refused.exception)
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom atlasd.tools import cli\n"

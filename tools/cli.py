@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,7 @@ from . import clidevices, clilabels, clilearner, cliresearch, clisite
 from .cliconfig import (
     CameraOption,
     ConfigOption,
+    KindOption,
     MicOption,
     SetOption,
     load,
@@ -24,8 +26,10 @@ from .cliconfig import (
     source_overrides,
 )
 from .climeasure import bench_app, score_app
+from .discretion import DiscreetFormatter, DiscreetGroup, discreet
 
 app = typer.Typer(
+    cls=DiscreetGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -51,10 +55,12 @@ def main() -> None:
     """Run a command; an error of ours is one clear line and exit code 2, never a traceback."""
     try:
         app()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (it is printed, and ends the program)
+        words = sys.argv[1:]
         if not type(error).__module__.startswith("atlasd."):
-            raise
-        typer.secho(f"error: {error}", fg="red", err=True)
+            typer.echo(discreet("".join(traceback.format_exception(error)), words), err=True)
+            sys.exit(1)
+        typer.secho(discreet(f"error: {error}", words), fg="red", err=True)
         sys.exit(2)
 
 
@@ -72,11 +78,9 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(DiscreetFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     logging.getLogger("PIL").setLevel(logging.INFO)
 
 
@@ -100,6 +104,7 @@ def run(
         Literal["real", "free"] | None,
         typer.Option(help="Files: frame by frame when due, or as fast as possible."),
     ] = None,
+    kind: KindOption = None,
     repeat: Annotated[
         bool, typer.Option("--repeat", help="Begin again at the end of the medium, for ever.")
     ] = False,
@@ -122,6 +127,7 @@ def run(
         *source_overrides(uri, camera, mic),
         *override("publish.endpoint", endpoint),
         *override("source.pace", pace),
+        *override("source.kind", kind),
         *override("source.repeat", repeat or None),
         *override("run.out", out),
         *override("intake.enabled", learn or intake),

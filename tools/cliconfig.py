@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -27,6 +27,14 @@ CameraOption = Annotated[
 MicOption = Annotated[
     str | None,
     typer.Option(help="A microphone beside it: default, a number or part of its name."),
+]
+
+KindOption = Annotated[
+    Literal["auto", "file", "live"] | None,
+    typer.Option(
+        help="Addresses: `file` is read to its end without loss, `live` comes back after a loss; "
+        "`auto` asks the web server which it is."
+    ),
 ]
 
 

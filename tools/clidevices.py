@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from .cliconfig import CameraOption, ConfigOption, MicOption, SetOption, load, source_overrides
+from .cliconfig import (
+    CameraOption,
+    ConfigOption,
+    KindOption,
+    MicOption,
+    SetOption,
+    load,
+    override,
+    source_overrides,
+)
 from .clisite import PANEL
 
 
@@ -43,6 +52,7 @@ def calibrate(
     overrides: SetOption = None,
     camera: CameraOption = None,
     mic: MicOption = None,
+    kind: KindOption = None,
     seconds: Annotated[
         float, typer.Option(min=3, max=3600, help="How long devices and addresses are watched.")
     ] = 30.0,
@@ -58,7 +68,7 @@ def calibrate(
     """Measure by how much the sound is later than the picture, from claps seen and heard.
 
     Clap your hands in front of the camera, some ten times, about once a second:
-    `atlasd calibrate --camera 0 --mic default --write config.yaml`.
+    `atlasd calibrate --camera 0 --mic default --write my.yaml`.
 
     Or point the camera at a page that flashes and clicks: `atlasd calibrate --make clap.html`. The
     delays of the screen and the speaker are then part of what is measured; hand claps have none.
@@ -73,7 +83,8 @@ def calibrate(
     from .calibrate import IMAGE_PX, SAMPLE_RATE_HZ
     from .calibrate import calibrate as measure
 
-    source = load(config, [*(overrides or ()), *source_overrides(uri, camera, mic)]).source
+    told = [*source_overrides(uri, camera, mic), *override("source.kind", kind)]
+    source = load(config, [*(overrides or ()), *told]).source
     if source.uri == SAMPLE_URI and source.camera is None:
         raise typer.BadParameter("nothing to watch: give --camera and --mic, or a file or address")
     opened = open_media(source, image_size_px=IMAGE_PX, sample_rate_hz=SAMPLE_RATE_HZ)
