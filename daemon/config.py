@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..streams.addresses import redacted, without_secrets
+from ..streams.addresses import LIVE_SCHEMES, redacted, without_secrets
 
 ENV_PREFIX = "ATLASD_"
 DEFAULT_FILE = Path("config.yaml")
@@ -101,6 +101,12 @@ class SourceConfig(_Section):
             )
         if self.camera is not None and self.repeat:
             raise ValueError("repeat is true, and a camera has no end to begin again at")
+        scheme = self.uri.partition("://")[0].lower()
+        if self.repeat and self.kind == "auto" and scheme in LIVE_SCHEMES:
+            raise ValueError(
+                f"repeat is true, and what is at {scheme}:// is live: it has no end to begin again"
+                " at; set repeat to false, or kind to file where it is a recording"
+            )
         return self
 
 

@@ -30,3 +30,11 @@ def make_private(folder: Path) -> None:
 def learned_folder(config: Config, environ: Mapping[str, str] = os.environ) -> Path:
     """Where the configured learner keeps what it learned."""
     return config.learner.state or spool_folder(config, environ) / "learned"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole: it appears under its name only when all of it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
