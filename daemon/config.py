@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from ..streams.addresses import (
+    LIVE_SCHEMES,
     is_address,
     is_mistaken,
     redacted,
@@ -129,6 +130,12 @@ class SourceConfig(_Section):
             )
         if self.camera is not None and self.repeat:
             raise ValueError("repeat is true, and a camera has no end to begin again at")
+        scheme = self.uri.partition("://")[0].lower()
+        if self.repeat and self.kind == "auto" and scheme in LIVE_SCHEMES:
+            raise ValueError(
+                f"repeat is true, and what is at {scheme}:// is live: it has no end to begin again"
+                " at; set repeat to false, or kind to file where it is a recording"
+            )
         return self
 
 

@@ -24,6 +24,7 @@ def open_device_stream(
     sample_rate_hz: int,
     keep_full: bool = False,
     clock: Callable[[], int] = time.monotonic_ns,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Source:
     """Open ``config.camera`` and, where one is named, ``config.microphone``.
 
@@ -36,9 +37,11 @@ def open_device_stream(
         sample_rate_hz: rate of the sound that comes out.
         keep_full: also keep the unscaled pictures.
         clock: host monotonic clock in nanoseconds.
+        is_wanted: asked while the opening is awaited; where it says no, the opening is ended.
 
     Raises:
         MediaError: it cannot be opened, and ``config.reconnect_limit`` is 0.
+        AbandonedError: it was not wanted any more.
     """
     options = DeviceOptions(
         str(config.camera),
@@ -68,7 +71,9 @@ def open_device_stream(
     return ReconnectingSource(
         start,
         label=config.label,
+        stream=config.stream,
         longest_s=config.reconnect_max_s,
         limit=config.reconnect_limit,
         clock=clock,
+        is_wanted=is_wanted,
     )

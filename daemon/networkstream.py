@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from ..streams.addresses import check, redacted
 from ..streams.captureprocess import ProcessSource
-from ..streams.network import NetworkOptions
+from ..streams.network import Mode, NetworkOptions
 from ..streams.reconnecting import ReconnectingSource
-from ..streams.sources import Source
+from ..streams.sources import Source, UnsupportedError
 from .config import SourceConfig
 
 
@@ -20,6 +22,7 @@ def open_network_stream(
     sample_rate_hz: int,
     keep_full: bool = False,
     clock: Callable[[], int] = time.monotonic_ns,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Source:
     """Open the address ``config.uri``.
 
@@ -32,10 +35,12 @@ def open_network_stream(
         sample_rate_hz: rate of the sound that comes out.
         keep_full: also keep the unscaled pictures.
         clock: host monotonic clock in nanoseconds.
+        is_wanted: asked while the opening is awaited; where it says no, the opening is ended.
 
     Raises:
         UnsupportedError: no attempt will ever open it.
         MediaError: it cannot be opened, and it is a file or is not to be tried again.
+        AbandonedError: it was not wanted any more.
     """
     check(config.uri)
     options = NetworkOptions(
@@ -44,7 +49,7 @@ def open_network_stream(
         image_size_px=image_size_px,
         keep_full=keep_full,
         sample_rate_hz=sample_rate_hz,
-        mode="file" if config.repeat else config.kind,
+        mode=config.kind,
         transport=config.transport,
         open_timeout_s=config.open_timeout_s,
         stall_timeout_s=config.stall_timeout_s,
@@ -53,9 +58,9 @@ def open_network_stream(
     )
     label = redacted(config.uri)
 
-    def start() -> ProcessSource:
+    def start(mode: Mode) -> ProcessSource:
         return ProcessSource(
-            options.to_map(),
+            replace(options, mode=mode).to_map(),
             label=label,
             stream=config.stream,
             open_timeout_s=config.open_timeout_s,
@@ -64,12 +69,28 @@ def open_network_stream(
             clock=clock,
         )
 
-    if options.mode == "file":
-        return start().opened()
+    if config.kind == "file":
+        return start("file").opened(is_wanted)
+    if config.repeat:
+        return _with_an_end(start("auto").opened(is_wanted), label)
     return ReconnectingSource(
-        start,
+        partial(start, config.kind),
+        start_live=partial(start, "live"),
         label=label,
+        stream=config.stream,
         longest_s=config.reconnect_max_s,
         limit=config.reconnect_limit,
         clock=clock,
+        is_wanted=is_wanted,
     )
+
+
+def _with_an_end(source: ProcessSource, label: str) -> ProcessSource:
+    """The source, which is to be repeated, if it is one that ends."""
+    if source.kind == "live":
+        source.close()
+        raise UnsupportedError(
+            f"{label} is live and has no end to begin again at; set source.repeat to false, or "
+            "source.kind to file where it is a recording"
+        )
+    return source

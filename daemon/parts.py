@@ -30,6 +30,7 @@ from .networkstream import open_network_stream
 from .orders import Order
 from .pipeline import PipelineOptions
 from .places import learned_folder, make_private, spool_folder
+from .publisher import Publisher
 from .replayring import ReplayRing
 from .spool import Spool
 
@@ -136,6 +137,7 @@ def open_stream(
     keep_full: bool = False,
     repeat: bool = False,
     clock: Callable[[], int] = time.monotonic_ns,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Source:
     """The configured source, at the size and rate that the engine takes.
 
@@ -145,9 +147,11 @@ def open_stream(
         keep_full: also keep the unscaled pictures.
         repeat: begin again at the end.
         clock: monotonic nanoseconds.
+        is_wanted: asked while addresses and devices are awaited; no ends the opening.
 
     Raises:
         MediaError: it cannot be opened.
+        AbandonedError: it was not wanted any more.
     """
 
     def opened() -> Source:
@@ -157,6 +161,7 @@ def open_stream(
             sample_rate_hz=engine.sample_rate_hz,
             keep_full=keep_full,
             clock=clock,
+            is_wanted=is_wanted,
         )
 
     return RepeatedSource(opened) if repeat else opened()
@@ -169,6 +174,7 @@ def open_media(
     sample_rate_hz: int,
     keep_full: bool = False,
     clock: Callable[[], int] = time.monotonic_ns,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Source:
     """The configured devices, address, file or folder, once.
 
@@ -178,9 +184,11 @@ def open_media(
         sample_rate_hz: rate of the sound that comes out.
         keep_full: also keep the unscaled pictures.
         clock: monotonic nanoseconds.
+        is_wanted: asked while addresses and devices are awaited; no ends the opening.
 
     Raises:
         MediaError: it cannot be opened.
+        AbandonedError: it was not wanted any more.
     """
     if source.camera is None and not is_address(source.uri):
         if source.kind == "live":
@@ -204,6 +212,7 @@ def open_media(
         sample_rate_hz=sample_rate_hz,
         keep_full=keep_full,
         clock=clock,
+        is_wanted=is_wanted,
     )
 
 
@@ -218,6 +227,29 @@ def pipeline_options(config: Config) -> PipelineOptions:
         anchor=config.sync.anchor,
         lag_ms=config.sync.lag_ms,
         audio_wait_ms=config.sync.audio_wait_ms,
+    )
+
+
+def open_bus(config: Config, clock: Callable[[], int] = time.monotonic_ns) -> Publisher:
+    """The configured bus, at work, before its source is known.
+
+    Its policy is that of the source, as far as can be told: only of a web server it is open whether
+    it is one of a file or a camera, and a camera is expected.
+
+    Raises:
+        EndpointError: the address is malformed, public, in use or not permitted.
+    """
+    publish, source = config.publish, config.source
+    is_file = source.camera is None and not is_address(source.uri)
+    waits = is_file or source.repeat or source.kind == "file"
+    return Publisher(
+        publish.endpoint,
+        ("wait" if waits else "live") if source.policy == "auto" else source.policy,
+        insecure=publish.insecure,
+        stall_timeout_s=publish.send_timeout_s,
+        hello_s=publish.hello_interval_s,
+        status_s=publish.status_interval_s,
+        clock=clock,
     )
 
 

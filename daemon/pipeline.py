@@ -49,7 +49,8 @@ class PipelineOptions:
         max_age_ms: live: a sample older than this is dropped. It counts from the end of the
             window where that lies after the picture: nothing can be told before.
         max_wait_ms: live: so is one that has waited this long, where a newer one is there: masks
-            then are no older than it, plus the network's time. None: a frame's period.
+            then are no older than it, plus the network's time. None: a frame's period, as the
+            source has it at present.
         anchor: where the frame lies in its window of sound.
         lag_ms: shifts the window later.
         audio_wait_ms: live: how long a frame waits for the end of its window once that is over.
@@ -143,6 +144,7 @@ class Pipeline:
         self._source = source
         self._engine = engine
         self._clock = clock
+        self._follows_fps = options.max_wait_ms is None
         self._batch_size = engine.batch
         self.policy: Literal["wait", "live"] = (
             ("wait" if source.kind == "file" else "live")
@@ -308,6 +310,8 @@ class Pipeline:
                 outputs = self._synchroniser.finish()
             else:
                 outputs = self._synchroniser.push(event)
+            if isinstance(event, Discontinuity) and self._follows_fps:
+                self._mailbox.max_wait_ms = _period_ms(self._source.fps)
             if isinstance(event, VideoFrame):
                 if self._source.kind == "live":  # it waits for the world, which is no work
                     spent_ns = max(0, self._clock() - event.capture_ns)

@@ -30,3 +30,13 @@ def make_private(folder: Path) -> None:
 def learned_folder(config: Config, environ: Mapping[str, str] = os.environ) -> Path:
     """Where the configured learner keeps what it learned."""
     return config.learner.state or spool_folder(config, environ) / "learned"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole, for its owner alone: it appears only when all of it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    part.replace(path)

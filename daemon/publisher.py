@@ -62,7 +62,7 @@ class Publisher:
 
     Args:
         endpoint: ``tcp://127.0.0.1:PORT`` (0 or ``*`` finds a free port) or ``ipc:///PATH``.
-        policy: see the module.
+        policy: see the module; `go_by` changes it.
         insecure: allow addresses that other machines can reach.
         queue_capacity: messages that wait for the bus's thread. When it is full, `publish` waits
             under ``wait`` and drops the oldest mask under ``live``.
@@ -76,6 +76,7 @@ class Publisher:
     Attributes:
         endpoint: the address as bound.
         instance: names this run of the bus.
+        policy: at present.
 
     Raises:
         endpoints.EndpointError: the address is malformed, public, in use or not permitted.
@@ -98,7 +99,7 @@ class Publisher:
         endpoints.check(endpoint)
         if not insecure:
             endpoints.check_private(endpoint)
-        self.policy: Final[Policy] = policy
+        self.policy: Policy = policy
         self.instance: Final = uuid.uuid4().hex
         self._clock = clock
         self._capacity = queue_capacity
@@ -121,6 +122,15 @@ class Publisher:
         self._ear.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="atlasd-bus", daemon=True)
         self._thread.start()
+
+    def go_by(self, policy: Policy) -> None:
+        """Follow another policy from the next message on.
+
+        Whether subscribers that do not answer are cut off stays as it was at the beginning.
+        """
+        with self._changed:
+            self.policy = policy
+            self._changed.notify_all()
 
     def publish(self, message: Message) -> None:
         """Hand a message to the bus.

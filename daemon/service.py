@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from importlib.metadata import version as installed_version
-from pathlib import Path
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
 from ..model.presets import WeightsError
 from ..streams.addresses import without_accounts
-from ..streams.sources import Discontinuity, MediaError, Source, Trouble
+from ..streams.sources import (
+    AbandonedError,
+    Discontinuity,
+    MediaError,
+    OtherKindError,
+    Source,
+    Trouble,
+)
 from .config import Config, dump_config
 from .endpoints import EndpointError
 from .engine import Engine, EngineError, Weights
@@ -24,18 +28,26 @@ from .fields import to_map
 from .infos import LadderInfo
 from .intake import Intake
 from .lateintake import LateIntake
-from .latency import Latencies
 from .memory import resident_mb
-from .messages import Event, Hello, Mask, ModelInfo
+from .messages import Event, Hello, ModelInfo
 from .openfiles import allow_many
-from .parts import build_engine, open_intake, open_stream, pipeline_options
+from .parts import (
+    build_engine,
+    open_bus,
+    open_intake,
+    open_stream,
+    pipeline_options,
+)
 from .pipeline import Ended, Item, Pipeline, Result
+from .places import write_whole
 from .publisher import Publisher, PublisherError
 from .replayring import ReplayRing
 from .results import mask_message
 from .signals import Signals
 from .spoolfile import SpoolError, passes
 from .supervisor import Supervisor
+from .tally import Tally
+from .troubles import Troubles
 
 OK, FAILED, REFUSED = 0, 1, 2
 """Exit codes: ended or drained; failed while running; could not start."""
@@ -43,7 +55,15 @@ OK, FAILED, REFUSED = 0, 1, 2
 _TICK_S = 0.2
 _RECENT = 1024
 _DETAIL_CHARACTERS = 2000
-_REFUSALS = (MediaError, WeightsError, EngineError, EndpointError, SpoolError, OSError)
+_REFUSALS = (
+    MediaError,
+    WeightsError,
+    EngineError,
+    EndpointError,
+    PublisherError,
+    SpoolError,
+    OSError,
+)
 _log = logging.getLogger(__name__)
 
 
@@ -66,6 +86,9 @@ def run(config: Config, *, clock: Callable[[], int] = time.monotonic_ns) -> int:
     with Signals() as signals:
         try:
             service = Service.start(config, signals, clock)
+        except AbandonedError:
+            _log.info("stopped by %s before the source was open", signals.received)
+            return OK
         except _REFUSALS as error:
             _log.error("cannot start: %s", error)
             return REFUSED
@@ -77,60 +100,29 @@ def run(config: Config, *, clock: Callable[[], int] = time.monotonic_ns) -> int:
             return FAILED
 
 
-@dataclass(slots=True)
-class _Counts:
-    """What a run did, for its summary."""
-
-    masks: int = 0
-    epochs: int = 0
-    troubles: dict[str, int] = field(default_factory=dict[str, int])
-    audio: dict[str, int] = field(default_factory=dict[str, int])
-    first_ns: int | None = None
-    last_ns: int = 0
-
-    @property
-    def fps(self) -> float | None:
-        """Masks a second from the first to the last."""
-        if self.first_ns is None or self.last_ns <= self.first_ns:
-            return None
-        return (self.masks - 1) * 1e9 / (self.last_ns - self.first_ns)
-
-
 class Service:
     """A source, an engine, a pipeline and a bus at work; use `run`."""
 
     def __init__(
         self,
         config: Config,
-        source: Source,
+        bus: Publisher,
         engine: Engine,
+        source: Source,
         signals: Signals,
         clock: Callable[[], int],
     ) -> None:
         self._config = config
-        self._source = source
+        self._bus = bus
         self._engine = engine
         self._signals = signals
         self._clock = clock
         self._stream = config.source.stream
         self._model = ModelInfo(preset=engine.preset, version=engine.version)
-        self._pipeline = Pipeline(source, engine, pipeline_options(config), clock=clock)
-        self._latencies = Latencies()
-        self._counts = _Counts()
+        self._tally = Tally(clock)
+        self._troubles = Troubles(clock)
         self._report_due_ns = 0
-        self._size_px = source.source_size_px
-        self._has_audio = source.has_audio
-        self._lost = ""
-        publish = config.publish
-        self._bus = Publisher(
-            publish.endpoint,
-            self._pipeline.policy,
-            insecure=publish.insecure,
-            stall_timeout_s=publish.send_timeout_s,
-            hello_s=publish.hello_interval_s,
-            status_s=publish.status_interval_s,
-            clock=clock,
-        )
+        self._watch(source)
         self._ring: ReplayRing | None = None
         self._intake: Intake | LateIntake | None = None
         self._learner: Supervisor | None = None
@@ -140,8 +132,16 @@ class Service:
         except BaseException:
             if self._learner is not None:
                 self._learner.close()
-            self._bus.close(drain=False)
             raise
+
+    def _watch(self, source: Source) -> None:
+        """Make masks of this source from now on."""
+        self._source = source
+        self._pipeline = Pipeline(
+            source, self._engine, pipeline_options(self._config), clock=self._clock
+        )
+        self._bus.go_by(self._pipeline.policy)
+        self._shape = _Shape(source.source_size_px, source.fps, source.has_audio)
 
     def _open_intake(self) -> None:
         """Take labels; where what stands in the way may go by itself, later."""
@@ -164,33 +164,40 @@ class Service:
 
     @classmethod
     def start(cls, config: Config, signals: Signals, clock: Callable[[], int]) -> Service:
-        """Build, open and bind everything, or nothing."""
+        """Bind, build and open everything, or nothing.
+
+        The bus comes first: an address in use is told at once, and who asks hears what is waited
+        for. A signal ends the waiting.
+
+        Raises:
+            AbandonedError: a signal came.
+        """
         if config.run.out is not None:
-            _write(config.run.out / "config.yaml", dump_config(config))
-        engine = build_engine(config)
-        source = None
-        try:
-            source = open_stream(config, engine, repeat=config.source.repeat, clock=clock)
+            write_whole(config.run.out / "config.yaml", dump_config(config))
+        stream = config.source.stream
+        with ExitStack() as opened:
+            bus = opened.enter_context(open_bus(config, clock))
+            bus.report(stream, detail="loading the network")
+            engine = build_engine(config)
+            opened.callback(engine.close)
+            bus.report(stream, detail=f"opening {config.source.label}")
+            source = _open_source(config, engine, signals, clock)
+            opened.callback(source.close)
             engine.warm()
-            return cls(config, source, engine, signals, clock)
-        except BaseException:
-            if source is not None:
-                source.close()
-            engine.close()
-            raise
+            service = cls(config, bus, engine, source, signals, clock)
+            opened.pop_all()
+            return service
 
     def serve(self) -> int:
         """Publish until the stream ends; see `run` for what is returned."""
-        self._report()
-        self._bus.publish(self._hello())
-        self._say_started()
-        if self._pipeline.policy == "wait":
-            self._wait_for_subscriber()
-        self._signals.call(self._pipeline.stop)
+        self._signals.call(self._stop)
         code, ending = OK, "the stream has ended"
         try:
-            with self._pipeline:
-                self._pump()
+            while not self._publish_all():
+                source = _open_source(self._config, self._engine, self._signals, self._clock)
+                self._watch(source)
+        except AbandonedError:
+            pass  # a signal came, which is told below
         except (MediaError, EngineError) as error:
             code, ending = FAILED, str(error)
             self._bus.publish(self._event("failed", detail=ending))
@@ -199,6 +206,28 @@ class Service:
             ending = f"stopped by {self._signals.received}"
         self._finish(ending)
         return code
+
+    def _stop(self) -> None:
+        """Let the pipeline of the moment of the signal finish; see `_publish_all` for the next."""
+        self._pipeline.stop()
+
+    def _publish_all(self) -> bool:
+        """Publish until the stream ends; False where it is to be opened anew, as another kind."""
+        self._report()
+        self._bus.publish(self._hello())
+        self._say_started()
+        if self._signals.received:
+            self._pipeline.stop()
+        if self._pipeline.policy == "wait":
+            self._wait_for_subscriber()
+        try:
+            with self._pipeline:
+                self._pump()
+        except OtherKindError as error:
+            _log.warning("%s: it is opened anew", error)
+            self._troubles.found_again()
+            return False
+        return True
 
     def __enter__(self) -> Self:
         return self
@@ -261,67 +290,52 @@ class Service:
             case Result():
                 self._publish_mask(item)
             case Discontinuity():
-                self._counts.epochs += 1
+                self._tally.epochs += 1
                 _log.warning("epoch %d begins: %s", item.epoch, item.reason)
                 self._bus.publish(self._event("epoch", epoch=item.epoch, detail=item.reason))
                 if item.has_audio is not None:
-                    self._lost = ""
-                    self._introduce(self._size_px, has_audio=item.has_audio)
-            case Trouble(kind="reconnect"):
-                _log.warning("%s", item.detail)
-                self._lost = f"lost: {item.detail[:_DETAIL_CHARACTERS]}; "
-                self._counts.troubles[item.kind] = item.count
-                data = {"count": item.count}
-                self._bus.publish(self._event("reconnect", detail=item.detail, data=data))
+                    self._troubles.found_again()
+                    source = self._source
+                    self._introduce(_Shape(source.source_size_px, source.fps, item.has_audio))
             case Trouble():
-                if item.kind not in self._counts.troubles:
-                    _log.warning(
-                        "%s: %s; more of this kind is counted only", item.kind, item.detail
-                    )
-                self._counts.troubles[item.kind] = item.count
-                data = {"kind": item.kind, "count": item.count}
-                self._bus.publish(self._event("trouble", detail=item.detail, data=data))
+                count = self._troubles.note(item)
+                is_lost = item.kind == "reconnect"
+                data = {"count": count} if is_lost else {"kind": item.kind, "count": count}
+                kind = "reconnect" if is_lost else "trouble"
+                self._bus.publish(self._event(kind, detail=item.detail, data=data))
             case Ended(stopped=False):
                 data = {"masks": item.results, "dropped": sum(item.drops.values())}
                 self._bus.publish(self._event("eos", detail="the stream has ended", data=data))
             case Ended():
                 pass
 
-    def _introduce(self, size_px: tuple[int, int], *, has_audio: bool) -> None:
+    def _introduce(self, shape: _Shape) -> None:
         """Say hello again where the stream is another than it was."""
-        if (size_px, has_audio) != (self._size_px, self._has_audio):
-            self._size_px, self._has_audio = size_px, has_audio
+        if shape != self._shape:
+            self._shape = shape
             self._bus.publish(self._hello())
 
     def _publish_mask(self, result: Result) -> None:
         publish = self._config.publish
-        self._introduce(result.sample.frame.source_size_px, has_audio=self._has_audio)
+        self._introduce(replace(self._shape, size_px=result.sample.frame.source_size_px))
         if self._ring is not None:
             self._ring.add(result.sample)
         message = mask_message(result, publish.encoding, publish.threshold)
         self._bus.publish(message)
-        self._note(result, message, self._clock())
-
-    def _note(self, result: Result, message: Mask, now_ns: int) -> None:
-        counts, state = self._counts, result.sample.window.state
-        total_ms = (now_ns - result.sample.frame.capture_ns) / 1e6
-        self._latencies.add({**message.lat_ms, "total": total_ms})
-        counts.audio[state] = counts.audio.get(state, 0) + 1
-        counts.masks += 1
-        counts.first_ns = now_ns if counts.first_ns is None else counts.first_ns
-        counts.last_ns = now_ns
+        self._tally.note(result, message)
 
     def _report(self) -> None:
         """Tell the bus what its next status messages say."""
         interval_ns = round(self._config.publish.status_interval_s * 1e9)
         self._report_due_ns = self._clock() + interval_ns
-        recent = self._latencies.percentiles(last=_RECENT)
+        self._troubles.catch_up()
+        recent = self._tally.latencies.percentiles(last=_RECENT)
         memory = resident_mb()
         told = "unknown" if memory is None else f"{memory:.0f} MB"
+        queued = f"queue {self._pipeline.queued}/{self._pipeline.capacity}, memory {told}"
         self._bus.report(
             self._stream,
-            detail=f"{self._lost}queue {self._pipeline.queued}/{self._pipeline.capacity}, "
-            f"memory {told}",
+            detail="; ".join(filter(None, (self._troubles.present, queued))),
             drops=self._pipeline.drops,
             lat_ms={f"{s}_{p}": ms for s, values in recent.items() for p, ms in values.items()},
             intake=None if self._intake is None else self._intake.info(),
@@ -343,13 +357,13 @@ class Service:
         _log.warning("nobody subscribed in time; publishing anyway")
 
     def _hello(self) -> Hello:
-        source, engine, publish = self._source, self._engine, self._config.publish
+        shape, engine, publish = self._shape, self._engine, self._config.publish
         return Hello(
             stream=self._stream,
-            source=source.kind,
-            frame_size=self._size_px if all(self._size_px) else None,
-            fps=source.fps,
-            has_audio=self._has_audio,
+            source=self._source.kind,
+            frame_size=shape.size_px if all(shape.size_px) else None,
+            fps=shape.fps,
+            has_audio=shape.has_audio,
             mask_shape=(engine.image_px, engine.image_px),
             enc=publish.encoding,
             threshold=publish.threshold,
@@ -370,16 +384,16 @@ class Service:
         return Event(
             stream=self._stream,
             kind=kind,
-            epoch=self._counts.epochs if epoch is None else epoch,
+            epoch=self._tally.epochs if epoch is None else epoch,
             detail=without_accounts(detail)[:_DETAIL_CHARACTERS],
             data=data or {},
         )
 
     def _say_started(self) -> None:
-        source, engine = self._source, self._engine
-        width, height = self._size_px
-        sound = "with sound" if self._has_audio else "without sound"
-        fps = f"{source.fps:.2f}" if source.fps else "unknown"
+        engine, shape = self._engine, self._shape
+        width, height = shape.size_px
+        sound = "with sound" if shape.has_audio else "without sound"
+        fps = f"{shape.fps:.2f}" if shape.fps else "unknown"
         _log.info(
             "%s: %s; %s %s; masks at %s, policy %s",
             self._config.source.label,
@@ -403,39 +417,46 @@ class Service:
 
     def _finish(self, ending: str) -> None:
         """The last line of the log, and the summary beside the configuration."""
-        counts, drops = self._counts, self._pipeline.drops
-        stats, ladder = self._bus.stats(), self._ladder_info()
-        summary = {
-            "version": installed_version("atlasd"),
-            "source": self._config.source.label,
-            "ending": without_accounts(ending),
-            "model": {"preset": self._engine.preset, "version": self._engine.version},
-            "masks": counts.masks,
-            "fps": None if counts.fps is None else round(counts.fps, 2),
-            "epochs": counts.epochs,
-            "audio": counts.audio,
-            "troubles": counts.troubles,
-            "drops": {**drops, **stats.drops},
-            "latency_ms": self._latencies.percentiles(),
-            "ladder": None if ladder is None else to_map(ladder),
-        }
+        drops, ladder = self._pipeline.drops, self._ladder_info()
+        summary = self._tally.summary(
+            self._config.source.label,
+            without_accounts(ending),
+            ModelInfo(preset=self._engine.preset, version=self._engine.version),
+            troubles=self._troubles.counts,
+            drops={**drops, **self._bus.stats().drops},
+        )
+        summary["ladder"] = None if ladder is None else to_map(ladder)
         if self._config.run.out is not None:
-            _write(self._config.run.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+            write_whole(self._config.run.out / "summary.json", json.dumps(summary, indent=2) + "\n")
         _log.info(
             "%s: %d masks, %s fps, %d dropped, %d troubles",
             ending,
-            counts.masks,
-            summary["fps"],
+            self._tally.masks,
+            self._tally.fps,
             sum(drops.values()),
-            sum(counts.troubles.values()),
+            sum(self._troubles.counts.values()),
         )
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file whole, for its owner alone: it appears only when all of it is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    part.replace(path)
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What hello says of the source; it may change with each opening."""
+
+    size_px: tuple[int, int]
+    fps: float | None
+    has_audio: bool
+
+
+def _open_source(
+    config: Config, engine: Engine, signals: Signals, clock: Callable[[], int]
+) -> Source:
+    """Open the source, unless a signal has come or comes while it is awaited."""
+    if signals.received:
+        raise AbandonedError(f"{config.source.label} is not wanted: {signals.received} came")
+    return open_stream(
+        config,
+        engine,
+        repeat=config.source.repeat,
+        clock=clock,
+        is_wanted=lambda: not signals.received,
+    )

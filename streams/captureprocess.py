@@ -19,7 +19,7 @@ import msgpack
 from .addresses import without_secrets
 from .clips import NS_PER_S, VideoFrame
 from .eventpipe import EventPipeError, EventReader, Failed, Finished, Opened
-from .sources import MediaError, Quiet, SourceEvent, SourceKind, Trouble
+from .sources import AbandonedError, MediaError, Quiet, SourceEvent, SourceKind, Trouble
 
 QUIET_S: Final = 0.03
 """Longest wait for an event before the reader hears that there is none."""
@@ -54,6 +54,9 @@ class ProcessSource:
         kind, has_audio, source_size_px, fps, duration_ns: see `sources.Source`; the child's, once
             `wait` has returned True.
         pid: of the child.
+
+    Raises:
+        MediaError: the system has no process, memory or file left for a child at present.
     """
 
     def __init__(
@@ -81,15 +84,7 @@ class ProcessSource:
         self._waited_ns = 0
         self._is_open = self._is_closed = False
         self._tail = b""
-        self._child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env=_environment(),
-            process_group=0,  # a terminal's Ctrl-C is the daemon's to handle
-        )
+        self._child = _started(command, label)
         self.pid: Final = self._child.pid
         assert self._child.stdin and self._child.stdout and self._child.stderr  # noqa: S101
         self._stdin, self._stdout = self._child.stdin, self._child.stdout
@@ -134,14 +129,20 @@ class ProcessSource:
             timeout_s = max(0.0, timeout_s - (self._clock() - began_ns) / NS_PER_S)
         return True
 
-    def opened(self) -> Self:
+    def opened(self, is_wanted: Callable[[], bool] = lambda: True) -> Self:
         """Wait until the source is open, at most until its deadline.
+
+        Args:
+            is_wanted: asked now and then; where it says no, this closes the source.
 
         Raises:
             MediaError: as `wait`.
+            AbandonedError: it was not wanted any more.
         """
         while not self.wait(QUIET_S):
-            pass
+            if not is_wanted():
+                self.close()
+                raise AbandonedError(f"{self._label} was not awaited any longer")
         return self
 
     def __iter__(self) -> Iterator[SourceEvent]:
@@ -224,7 +225,9 @@ class ProcessSource:
             code = self._child.wait(LEAVE_S)
         except subprocess.TimeoutExpired:
             self._kill()
-            code = self._child.returncode
+            code = self._child.poll()
+        if code is None:
+            return "was lost: the process that reads it says nothing more and cannot be killed"
         self._listen()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         said = without_secrets(self._tail.decode(errors="replace"), self._address)
@@ -241,6 +244,23 @@ class ProcessSource:
         with suppress(BlockingIOError, OSError):
             while piece := os.read(self._stderr.fileno(), 65536):
                 self._tail = (self._tail + piece)[-_TAIL_BYTES:]
+
+
+def _started(command: tuple[str, ...], label: str) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env=_environment(),
+            process_group=0,  # a terminal's Ctrl-C is the daemon's to handle
+        )
+    except OSError as error:
+        raise MediaError(
+            f"{label} cannot be opened: no process can be started to read it: {error.strerror}"
+        ) from error
 
 
 def _environment() -> dict[str, str]:

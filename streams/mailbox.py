@@ -45,6 +45,7 @@ class Mailbox(Generic[T]):
         clock: host monotonic clock in nanoseconds.
 
     Attributes:
+        max_wait_ms: as above; it may be changed.
         drops: items dropped so far, by reason: ``queue_full``, ``stale`` (too old, or overtaken).
 
     Raises:
@@ -68,7 +69,7 @@ class Mailbox(Generic[T]):
         self._capacity = capacity
         self._policy: Policy = policy
         self._max_age_ns = None if max_age_ms is None else round(max_age_ms * 1e6)
-        self._max_wait_ns = None if max_wait_ms is None else round(max_wait_ms * 1e6)
+        self.max_wait_ms = max_wait_ms
         self._clock = clock
         self._letters: deque[_Letter[T]] = deque()
         self._changed = threading.Condition()
@@ -172,5 +173,6 @@ class Mailbox(Generic[T]):
             return False
         if self._max_age_ns is not None and now_ns - letter.captured_ns > self._max_age_ns:
             return True
-        has_waited = self._max_wait_ns is not None and now_ns - letter.put_ns > self._max_wait_ns
-        return has_waited and not is_newest
+        if is_newest or self.max_wait_ms is None:
+            return False
+        return now_ns - letter.put_ns > self.max_wait_ms * 1e6

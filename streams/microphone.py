@@ -81,8 +81,8 @@ def list_microphones() -> list[MicrophoneInfo]:
     """
     sd = _sounddevice()
     with _portaudio:
-        _rescan(sd)
         try:
+            _rescan(sd)
             default, devices = sd.default.device[0], list(sd.query_devices())
         except sd.PortAudioError as error:
             raise MediaError(f"PortAudio lists no devices: {error}") from None
@@ -248,13 +248,22 @@ def _sounddevice() -> ModuleType:
             f"sound cannot be recorded: {error}; install PortAudio (Debian, Ubuntu: "
             "`apt install libportaudio2`; Fedora, Arch: `portaudio`), or run without a microphone"
         ) from None
+    except Exception as error:  # its own class of errors, which cannot be imported either
+        raise MediaError(
+            f"PortAudio does not start: {error}; see that the sound server (PulseAudio, PipeWire) "
+            "runs, or run without a microphone"
+        ) from error
     return sounddevice
 
 
 def _rescan(sd: ModuleType) -> None:
-    """Have PortAudio look again, as it does when it is initialised; there is no public way."""
+    """Have PortAudio look again, as it does when it is initialised; there is no public way.
+
+    Where that failed the last time there is nothing to terminate.
+    """
     if not _open_streams:
-        sd._terminate()
+        if sd._initialized:
+            sd._terminate()
         sd._initialize()
 
 

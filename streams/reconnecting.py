@@ -12,9 +12,11 @@ from typing import Final, Protocol, Self
 from .clips import NS_PER_S
 from .numbering import Numbering
 from .sources import (
+    AbandonedError,
     AccessError,
     Discontinuity,
     MediaError,
+    OtherKindError,
     Quiet,
     Source,
     SourceEvent,
@@ -48,11 +50,14 @@ class ReconnectingSource:
     attempts lock accounts. When the source is back, a `Discontinuity` opens an epoch and says
     whether there is sound.
 
-    A source whose kind is ``file`` has an end and is not opened again.
+    A source whose kind is ``file`` has an end and is not opened again. What was live once is live:
+    a camera that answers with a single picture while it starts up has not become a file.
 
     Args:
-        start: begins an opening.
+        start: begins an opening; raises `MediaError` where it cannot now.
+        start_live: begins one of what is known to be live; None: as ``start``.
         label: names the source in errors; it holds no secret.
+        stream: name that every event carries.
         longest_s: longest pause between attempts.
         limit: attempts in a row after which it is given up; None: never; 0: the first loss is
             final.
@@ -60,6 +65,7 @@ class ReconnectingSource:
         clock: host monotonic clock in nanoseconds.
         sleep: waits for seconds; None waits for `close`.
         rng: shortens pauses.
+        is_wanted: asked while the first opening is awaited, at least each `TICK_S`.
 
     Attributes:
         stream, kind, has_audio, source_size_px, fps, duration_ns: of the source as it is now;
@@ -68,21 +74,25 @@ class ReconnectingSource:
     Raises:
         MediaError: the first opening failed and ``limit`` is 0.
         UnsupportedError: no attempt will ever open it.
+        AbandonedError: the first opening was not wanted any more.
     """
 
     def __init__(
         self,
         start: Callable[[], PendingSource],
         *,
+        start_live: Callable[[], PendingSource] | None = None,
         label: str,
+        stream: str = "main",
         longest_s: float = 30.0,
         limit: int | None = None,
         first_s: float = 1.0,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], object] | None = None,
         rng: random.Random | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._start, self._label = start, label
+        self._start, self._start_live, self._label = start, start_live or start, label
         self._longest_s, self._first_s, self._limit = longest_s, first_s, limit
         self._clock = clock
         self._closed = threading.Event()
@@ -90,32 +100,40 @@ class ReconnectingSource:
         self._rng = rng or random.Random()
         self._troubles = self._failures = 0
         self._opened_ns = 0
+        self._was_live = False
         self._error: MediaError | None = None
-        self._source = start()
-        self.stream: Final = self._source.stream
-        self._adopt()
+        self._source: PendingSource | None = None
+        self.stream: Final = stream
+        self.kind: SourceKind = "live"
+        self.has_audio, self.source_size_px = False, (0, 0)
+        self.fps: float | None = None
+        self.duration_ns: int | None = None
         try:
+            self._source = start()
             while not self._source.wait(TICK_S):
-                pass
-        except UnsupportedError:
-            raise
+                if not is_wanted():
+                    raise AbandonedError(f"{label} was not awaited any longer")
         except MediaError as error:
-            if limit == 0:
+            if limit == 0 or isinstance(error, UnsupportedError | AbandonedError):
+                self.close()
                 raise
             self._error = error
         else:
-            self._adopt()
+            self._adopt(self._source)
 
     def __iter__(self) -> Iterator[SourceEvent]:
         """Events, until a file's end or the last attempt.
 
         Raises:
             MediaError: it was given up, or a file failed.
+            OtherKindError: nothing was open until now, and it is a file.
             UnsupportedError: no attempt will ever open it.
         """
         numbering = Numbering()
         while not self._closed.is_set():
-            error = self._error or (yield from self._read(numbering))
+            error = self._error
+            if error is None and self._source is not None:
+                error = yield from self._read(self._source, numbering)
             if error is None or self._closed.is_set():
                 return
             lost_ns = self._clock()
@@ -132,7 +150,8 @@ class ReconnectingSource:
     def close(self) -> None:
         """Free the source and end all waiting; closing twice is harmless."""
         self._closed.set()
-        self._source.close()
+        if self._source is not None:
+            self._source.close()
 
     def __enter__(self) -> Self:
         return self
@@ -145,17 +164,19 @@ class ReconnectingSource:
     ) -> None:
         self.close()
 
-    def _read(self, numbering: Numbering) -> Generator[SourceEvent, None, MediaError | None]:
+    def _read(
+        self, source: PendingSource, numbering: Numbering
+    ) -> Generator[SourceEvent, None, MediaError | None]:
         """Give the source's events; what ended it, or None where it was meant to end."""
         try:
-            for event in self._source:
+            for event in source:
                 yield numbering.renumbered(event)
         except MediaError as error:
             if self.kind == "file":
                 raise
             return error
         finally:
-            self._source.close()
+            source.close()
         return None if self.kind == "file" else MediaError(f"{self._label} ended the stream")
 
     def _regain(self, error: MediaError) -> Generator[SourceEvent, None, None]:
@@ -174,7 +195,7 @@ class ReconnectingSource:
             attempts += 1
             try:
                 yield from self._reopen()
-            except UnsupportedError:
+            except (UnsupportedError, OtherKindError):
                 raise
             except MediaError as again:
                 error = again
@@ -184,16 +205,15 @@ class ReconnectingSource:
     def _reopen(self) -> Generator[SourceEvent, None, None]:
         if self._closed.is_set():
             return
-        self._source = self._start()
-        while not self._source.wait(TICK_S):
+        self._source = source = self._start_live() if self._was_live else self._start()
+        while not source.wait(TICK_S):
             yield Quiet()
-        if self._source.kind != self.kind:
-            raise UnsupportedError(
-                f"{self._label} was taken for a live stream and is a file; start again, or set "
-                "source.kind to file"
-            )
+        if source.kind == "file":
+            source.close()
+            kind = MediaError if self._was_live else OtherKindError
+            raise kind(f"{self._label} is a file now, and was taken for a live stream")
         self._error = None
-        self._adopt()
+        self._adopt(source)
 
     def _rest(self, pause_s: float) -> Iterator[Quiet]:
         until_ns = self._clock() + round(pause_s * NS_PER_S)
@@ -208,10 +228,9 @@ class ReconnectingSource:
         most_s = self._longest_s if longest else min(self._longest_s, doubled_s)
         return most_s * self._rng.uniform(0.5, 1.0)
 
-    def _adopt(self) -> None:
+    def _adopt(self, source: PendingSource) -> None:
         """Be what the source is now."""
-        source = self._source
         self._opened_ns = self._clock()
-        self.kind: SourceKind = source.kind
+        self.kind, self._was_live = source.kind, source.kind == "live"
         self.has_audio, self.source_size_px = source.has_audio, source.source_size_px
         self.fps, self.duration_ns = source.fps, source.duration_ns

@@ -29,6 +29,14 @@ class AccessError(MediaError):
     """Media whose owner refuses: many attempts in a row may lock the account."""
 
 
+class OtherKindError(MediaError):
+    """Media of another `SourceKind` than was promised before it was there: open it anew."""
+
+
+class AbandonedError(MediaError):
+    """An opening that was ended because nobody wants it any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Discontinuity:
     """The timeline broke: ``epoch`` begins here.

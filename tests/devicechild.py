@@ -1,10 +1,15 @@
-"""The capture process as it is, but for its camera: that is opened at an address."""
+"""The capture process as it is, but for its camera: that is opened at an address.
 
+A second argument is the seconds after which a sound system that hangs is given up.
+"""
+
+import functools
 import sys
 
 import cv2
 from atlasd.streams import capturechild, devices
 from atlasd.streams.camera import Camera
+from atlasd.streams.listener import Listener
 
 
 def main() -> int:
@@ -19,6 +24,11 @@ def main() -> int:
         )
 
     devices.Camera = open_camera
+    if len(sys.argv) > 2:
+        stuck_s = float(sys.argv[2])
+        devices.Listener = functools.partial(
+            Listener, slow_s=stuck_s / 2, stuck_s=(stuck_s, 20 * stuck_s)
+        )
     return capturechild.main()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -105,7 +106,19 @@ class PulseAudio:
         self._server.wait(10)
         self._socket.unlink(missing_ok=True)
 
+    def hang(self) -> None:
+        """Stop the server without ending it: whoever asks it waits for ever."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End a `hang`."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
+        if self._server is not None and self._server.poll() is None:
+            self.go_on()
         for process in (*self._players, self._server):
             if process is not None and process.poll() is None:
                 process.terminate()

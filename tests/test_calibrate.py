@@ -14,6 +14,7 @@ from atlasd.streams.cameras import list_cameras
 from atlasd.streams.claps import ClapMeter
 from atlasd.streams.devices import DeviceOptions, DeviceSource
 from atlasd.streams.files import open_source
+from atlasd.streams.sources import MediaError
 from atlasd.tools.calibrate import CalibrationError, calibrate
 from atlasd.tools.clapclip import ClapClipError, make_clap
 from atlasd.tools.cli import app
@@ -67,6 +68,15 @@ def test_what_cannot_be_measured_is_refused_and_the_configuration_stays(tmp_path
     with pytest.raises(CalibrationError, match="not measured"):
         calibrate(open_source(path), write=config, console=quiet_console())
     assert config.read_text() == "sync:\n  lag_ms: 3.0\n"
+
+
+def test_a_source_that_does_not_open_is_told_as_what_it_is():
+    """It is not tried again while a person waits, nor taken for one without sound."""
+    gone = cli("calibrate", "--camera", "nowhere", "--mic", "default")
+    assert isinstance(gone.exception, MediaError) or gone.exit_code
+    told = f"{gone.output}{gone.exception}"
+    assert "no camera is meant by 'nowhere'" in told
+    assert "no sound" not in told
 
 
 def test_a_source_without_sound_is_refused(tmp_path):

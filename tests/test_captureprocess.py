@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from atlasd.streams.captureprocess import ProcessSource
 from atlasd.streams.clips import VideoFrame
 from atlasd.streams.network import NetworkOptions
-from atlasd.streams.sources import MediaError, Quiet, UnsupportedError
+from atlasd.streams.sources import AbandonedError, MediaError, Quiet, UnsupportedError
 from media import write_video
 from webserver import WebServer, file_answer, mjpeg
 
@@ -109,6 +110,43 @@ def test_closing_ends_a_child_that_reads_and_one_that_still_opens():
             source.close()
             assert time.monotonic() - began < 3.0
             assert is_gone(source.pid)
+
+
+def test_a_machine_without_a_file_left_is_told_as_an_opening_that_failed():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    spare = [os.open("/dev/null", os.O_RDONLY) for _ in range(in_use)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 1, hard))
+    try:
+        with pytest.raises(MediaError, match="no process can be started to read it: Too many open"):
+            process("http://127.0.0.1:9/")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in spare:
+            os.close(fd)
+
+
+def test_an_opening_that_is_not_wanted_any_more_ends_with_its_process():
+    with WebServer(lambda visit: visit.hold()) as server:
+        source = process(server.url())
+        asked = itertools.count()
+        began = time.monotonic()
+        with pytest.raises(AbandonedError, match="the camera was not awaited"):
+            source.opened(lambda: next(asked) < 3)
+        assert time.monotonic() - began < 3.0
+    assert is_gone(source.pid)
+
+
+def test_a_process_that_says_nothing_more_and_cannot_be_killed_is_told(monkeypatch):
+    """In a driver that does not let go a process outlives SIGKILL; here the signal goes astray."""
+    mute = (sys.executable, "-c", "import os, time; os.close(1); time.sleep(60)")
+    source = ProcessSource({}, label="the camera", command=mute)
+    with monkeypatch.context() as undying:
+        undying.setattr(subprocess.Popen, "kill", lambda self: None)
+        with pytest.raises(MediaError, match="says nothing more and cannot be killed"):
+            source.opened()
+    os.kill(source.pid, signal.SIGKILL)
+    source._child.wait(10)
 
 
 def test_the_child_dies_with_its_parent():

@@ -32,13 +32,19 @@ def server():
         yield server
 
 
+class Children(list):
+    """What was started, and what further ones are told."""
+
+    arguments: tuple[str, ...] = ()
+
+
 @pytest.fixture
 def children(server, monkeypatch):
     """Processes that were started for the stream, whose camera is the server."""
-    started = []
+    started = Children()
 
     def start(*args, **options):
-        command = (sys.executable, CHILD, server.url())
+        command = (sys.executable, CHILD, server.url(), *started.arguments)
         started.append(ProcessSource(*args, command=command, **options))
         return started[-1]
 
@@ -92,6 +98,43 @@ def test_a_microphone_that_dies_and_returns_costs_no_mask_and_no_epoch(pulse, ch
         again = until(pipeline, is_result("ok"))
     assert again.sample.frame.epoch == 0
     assert len(children) == 1
+
+
+@pytest.mark.slow
+def test_a_sound_server_that_hangs_is_told_while_masks_go_on_and_heard_again(pulse, children):
+    options = PipelineOptions(audio_wait_ms=400)
+    with Pipeline(opened(microphone="default"), tiny_engine(), options) as pipeline:
+        until(pipeline, is_result("ok"))
+        pulse.hang()
+        until(pipeline, is_trouble("microphone_lost"), 10.0)
+        for _ in range(60):
+            until(pipeline, is_result("absent"))
+        pulse.go_on()
+        until(pipeline, is_trouble("microphone_back"))
+        again = until(pipeline, is_result("ok"))
+    assert again.sample.frame.epoch == 0
+    assert len(children) == 1
+
+
+@pytest.mark.slow
+def test_a_sound_server_that_hangs_for_good_costs_one_reconnect(pulse, children):
+    """The process that hangs in it is given up; the next one shows pictures, sound or not."""
+    children.arguments = ("4",)
+    options = PipelineOptions(audio_wait_ms=400)
+    with Pipeline(opened(microphone="default"), tiny_engine(), options) as pipeline:
+        until(pipeline, is_result("ok"))
+        pulse.hang()
+        until(pipeline, is_trouble("microphone_lost"), 10.0)
+        given_up = until(pipeline, is_trouble("reconnect"), 20.0)
+        assert "the sound system has not answered" in given_up.detail
+        until(pipeline, is_trouble("microphone_lost"))
+        for _ in range(160):
+            until(pipeline, is_result("absent"))
+        assert len(children) == 2
+        pulse.go_on()
+        again = until(pipeline, is_result("ok"))
+    assert again.sample.frame.epoch == 1
+    assert len(children) == 2
 
 
 def test_a_microphone_that_is_not_there_is_told_with_those_that_are(children):

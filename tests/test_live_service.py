@@ -16,10 +16,11 @@ import pytest
 from atlasd.daemon.client import subscribe
 from atlasd.daemon.config import ConfigError, dump_config, load_config
 from atlasd.daemon.messages import Event, Hello, Mask, Status
+from atlasd.daemon.publisher import Publisher
 from atlasd.daemon.service import FAILED, OK, REFUSED, run
 from media import write_video
 from served import tiny_checkpoint, tiny_config
-from webserver import WebServer, file_answer, jpeg, mjpeg, part
+from webserver import WebServer, file_answer, jpeg, mjpeg, paced_ts, part
 
 pytestmark = pytest.mark.slow  # streams run in real time
 
@@ -255,9 +256,112 @@ def test_a_path_is_not_live(tmp_path, checkpoint, endpoint, caplog):
     assert "source.policy to live" in caplog.text
 
 
-def test_what_is_live_cannot_be_repeated():
+@pytest.mark.parametrize(
+    "overrides", [["source.kind=live"], ["source.uri=rtsp://cam/1"], ["source.uri=SRT://cam:9"]]
+)
+def test_what_is_live_cannot_be_repeated(overrides):
     with pytest.raises(ConfigError, match="no end to begin again"):
-        load_config(overrides=["source.kind=live", "source.repeat=true"])
+        load_config(overrides=[*overrides, "source.repeat=true"])
+    assert load_config(overrides=["source.uri=rtsp://nvr/1", "source.kind=file"])
+
+
+def test_a_web_camera_cannot_be_repeated_either(checkpoint, endpoint, caplog):
+    with WebServer(mjpeg(fps=20)) as server:
+        config = tiny_config(checkpoint, server.url(), endpoint, "source.repeat=true")
+        assert run(config) == REFUSED
+    assert "has no end to begin again at" in caplog.text
+
+
+def silent(visit):
+    visit.hold()
+
+
+def test_a_signal_ends_an_opening_that_hangs_and_the_bus_tells_of_it(
+    tmp_path, checkpoint, endpoint
+):
+    """Until then who asks hears what is waited for."""
+    with WebServer(silent, reads=False) as server:
+        uri = server.url(scheme="rtsp")
+        patient = "source.open_timeout_s=60"
+        config = tiny_config(checkpoint, uri, endpoint, patient, "publish.status_interval_s=0.1")
+        with daemon(tmp_path, config) as process:
+            seen = collect(config, lambda m: any(d == f"opening {uri}" for d in details(m)))
+            assert {m.state for m in seen if isinstance(m, Status)} == {"starting"}
+            wait_for(lambda: server.visits)
+            child = child_of(process.pid)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == OK
+            assert time.monotonic() - began < 8.0
+    assert not Path(f"/proc/{child}").exists()
+    assert "stopped by SIGTERM before the source was open" in (tmp_path / "log.txt").read_text()
+
+
+def test_an_address_in_use_is_refused_before_anything_is_opened(checkpoint, endpoint, caplog):
+    with WebServer(silent) as server, Publisher(endpoint):
+        assert run(tiny_config(checkpoint, server.url(), endpoint)) == REFUSED
+        assert server.visits == 0
+    assert "in use" in caplog.text
+
+
+def wait_for(condition, seconds: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+def test_a_camera_that_answers_with_a_picture_while_it_starts_up_is_awaited(checkpoint, endpoint):
+    """A proxy's placeholder has a length, like a file; the stream is no file for that."""
+
+    def placeholder(visit):
+        data = jpeg(90)
+        visit.head("image/jpeg", Content_Length=len(data))
+        visit.send(data)
+
+    with daemon_on(mjpeg(fps=20), checkpoint, endpoint, "source.reconnect_limit=20") as (
+        server,
+        config,
+        life,
+    ):
+        collect(config, lambda m: len(masks(m)) >= 5)
+        server.answer = placeholder
+        visits = server.visits
+        server.cut()
+        wait_for(lambda: server.visits >= visits + 2)
+        server.answer = mjpeg(fps=20)
+        seen = collect(config, lambda m: sum(mask.epoch >= 1 for mask in masks(m)) >= 20)
+        assert life.code is None
+    assert seen
+
+
+def test_a_web_file_whose_server_comes_later_is_served_whole(tmp_path, checkpoint, endpoint):
+    video = write_video(tmp_path / "a.mp4", 1.0)
+    out = tmp_path / "out"
+    with WebServer(lambda visit: None) as server:
+        patient = ("source.reconnect_max_s=0.2", "publish.wait_for_subscriber_s=30")
+        config = tiny_config(checkpoint, server.url("/a.mp4"), endpoint, f"run.out={out}", *patient)
+        with Daemon(config) as life:
+            wait_for(lambda: server.visits >= 2)
+            server.answer = file_answer(video)
+            seen = collect(config, lambda m: bool(events(m, "eos")))
+    assert life.code == OK
+    assert [mask.frame.index for mask in masks(seen)] == list(range(25))
+    assert [m.source for m in seen if isinstance(m, Hello)][-1] == "file"
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["masks"], summary["ending"]) == (25, "the stream has ended")
+
+
+def test_a_rate_that_changes_with_a_reconnect_is_said_in_hello(tmp_path, checkpoint, endpoint):
+    fast = write_video(tmp_path / "fast.ts", 3.0, fps=25)
+    slow = write_video(tmp_path / "slow.ts", 4.0, fps=10)
+    with daemon_on(paced_ts(fast), checkpoint, endpoint) as (server, config, _):
+        seen = collect(config, lambda m: len(masks(m)) >= 5)
+        server.answer = paced_ts(slow)
+        seen += collect(config, lambda m: sum(mask.epoch >= 1 for mask in masks(m)) >= 3)
+        seen += collect(config, lambda m: any(isinstance(x, Hello) for x in m))
+    rates = [m.fps for m in seen if isinstance(m, Hello)]
+    assert (rates[0], rates[-1]) == (pytest.approx(25, abs=0.5), pytest.approx(10, abs=0.5))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import time
 from pathlib import Path
@@ -359,6 +360,134 @@ def test_a_microphone_that_is_not_there_is_told_once_and_tried_again():
     listener = Listener(open_microphone, retry_s=0.005)
     assert told_until(listener, 2)[:2] == ["Lost", "Opened"]
     listener.close()
+
+
+def test_an_error_of_whatever_kind_is_told_and_it_is_tried_again():
+    """PortAudio's own error is none of ours, and its binding raises others."""
+    errors = [RuntimeError("Host error"), OSError("no such library"), MediaError("not there")]
+
+    def open_microphone():
+        if errors:
+            raise errors.pop(0)
+        return FakeMicrophone(blocks=10**6)
+
+    listener = Listener(open_microphone, retry_s=0.005)
+    told = []
+    wait_for(lambda: told.extend(listener.take()) or any(isinstance(t, Opened) for t in told))
+    listener.close()
+    assert isinstance(told[0], Lost)
+    assert "RuntimeError: Host error" in told[0].reason
+    assert isinstance(told[1], Opened)
+
+
+def test_a_microphone_whose_reading_or_closing_raises_is_lost_and_opened_again():
+    class Raising(FakeMicrophone):
+        def read(self):
+            if not self._blocks:
+                raise RuntimeError("the stream is stopped")
+            return super().read()
+
+        def close(self):
+            raise RuntimeError("and cannot be closed")
+
+    listener = Listener(lambda: Raising(blocks=1), retry_s=0.005)
+    assert told_until(listener, 4)[:6] == ["Opened", "Block", "Lost"] * 2
+    listener.close()
+
+
+class Hanging(FakeMicrophone):
+    """It ends, and closing it lasts until the test lets go."""
+
+    def __init__(self, release, blocks=2):
+        super().__init__(blocks)
+        self._release = release
+
+    def close(self):
+        self._release.wait(20)
+
+
+def test_a_microphone_is_told_lost_before_a_closing_that_hangs():
+    release = threading.Event()
+    made = []
+
+    def open_microphone():
+        made.append(Hanging(release))
+        return made[-1]
+
+    listener = Listener(open_microphone, retry_s=0.005)
+    assert told_until(listener, 2) == ["Opened", "Block", "Block", "Lost"]
+    assert len(made) == 1
+    release.set()
+    assert told_until(listener, 1)[0] == "Opened"
+    listener.close()
+
+
+def test_an_opening_that_hangs_is_told_and_what_comes_of_it_too():
+    release = threading.Event()
+
+    def open_microphone():
+        release.wait(20)
+        return FakeMicrophone(blocks=10**6)
+
+    listener = Listener(open_microphone, slow_s=0.1)
+    told = []
+    wait_for(lambda: told.extend(listener.take()) or told)
+    assert [type(t) for t in told] == [Lost]
+    assert "does not answer while the microphone is opened" in told[0].reason
+    release.set()
+    assert told_until(listener, 1)[0] == "Opened"
+    listener.close()
+
+
+def test_a_sound_system_that_never_answers_again_is_an_error():
+    """Sooner where sound was heard before: there it has a chance to be heard again."""
+    release = threading.Event()
+
+    def taken(open_microphone, stuck_s):
+        listener = Listener(open_microphone, slow_s=0.05, stuck_s=stuck_s)
+        try:
+            wait_for(lambda: listener.take() is None, 0.6)
+        finally:
+            release.set()
+            listener.close()
+            release.clear()
+
+    with pytest.raises(MediaError, match=r"not answered .* while the microphone was closed"):
+        taken(lambda: Hanging(release), (0.1, 60.0))
+    with pytest.raises(MediaError, match=r"not answered .* while the microphone was opened"):
+        taken(lambda: release.wait(20), (60.0, 0.1))
+    with pytest.raises(AssertionError, match="not in time"):
+        taken(lambda: Hanging(release), (60.0, 0.1))
+
+
+def wait_for(condition, deadline_s=10.0):
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.005)
+
+
+def test_portaudio_that_fails_is_an_error_that_passes(pulse, monkeypatch):
+    import sounddevice
+
+    def fails():
+        raise sounddevice.PortAudioError("Error initializing PortAudio: Host error")
+
+    assert list_microphones()
+    with monkeypatch.context() as broken:
+        broken.setattr(sounddevice, "_initialize", fails)
+        for _ in range(2):
+            with pytest.raises(MediaError, match="Host error"):
+                list_microphones()
+    assert list_microphones()
+
+
+def test_a_binding_that_does_not_load_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "sounddevice.py").write_text("raise RuntimeError('Host error')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    with pytest.raises(MediaError, match=r"Host error; see that the sound server"):
+        list_microphones()
 
 
 def test_closing_does_not_wait_for_an_opening_that_hangs(monkeypatch):

@@ -209,6 +209,26 @@ def test_a_live_picture_that_waited_a_frames_period_gives_way_to_newer_ones(fps,
     assert ended == Ended(len(shown), False, {"queue_full": 0, "stale": 3 - len(shown)})
 
 
+@pytest.mark.parametrize(("told_ms", "shown"), [(None, [0, 1, 2]), (40.0, [2])])
+def test_the_period_is_that_of_the_source_as_it_is_now(told_ms, shown):
+    """One that was not there at first said no rate; a period that somebody told stays."""
+    now = [0]
+
+    def found():
+        source.fps = 10.0
+
+    back = Discontinuity(1, "it is there", has_audio=False)
+    pictures = [picture(i, epoch=1) for i in range(3)]
+    source = ScriptedSource([found, back, *pictures], kind="live")
+    source.fps = None
+    options = PipelineOptions(max_age_ms=60_000, max_wait_ms=told_ms)
+    with Pipeline(source, EchoEngine(), options, clock=lambda: now[0]) as pipeline:
+        source.exhausted.wait(10)
+        now[0] = 60_000_000
+        results = [item for item in pipeline if isinstance(item, Result)]
+    assert [result.sample.frame.index for result in results] == shown
+
+
 def test_a_live_picture_whose_sound_never_comes_is_decided_while_nothing_comes():
     """Quiet is enough: no picture after it has to push it out."""
 

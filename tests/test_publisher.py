@@ -70,6 +70,19 @@ def test_all_unpaced_masks_arrive_in_order_under_wait(endpoint, count, tmp_path)
     assert reader.subscription.stats.lost == 0
 
 
+def test_a_bus_that_began_live_loses_nothing_once_it_is_to_wait():
+    """A web server's file is taken for a camera until it is open."""
+    with Publisher(TCP, "live") as publisher:
+        reader = Reader(publisher.endpoint, mode="all")
+        assert publisher.wait_for_subscriber(PATIENCE_S)
+        publisher.go_by("wait")
+        for seq in range(2000):
+            publisher.publish(a_mask(seq))
+        publisher.publish(EOS)
+        assert [mask.seq for mask in reader.result()] == list(range(2000))
+    assert publisher.stats().drops == {}
+
+
 def test_wait_passes_over_a_subscriber_that_stops_reading_and_loses_nothing_else(stuck):
     with Publisher(TCP, "wait", stall_timeout_s=0.4, linger_s=0.1) as publisher:
         stuck(publisher.endpoint)

@@ -10,9 +10,11 @@ import pytest
 from atlasd.streams.clips import AudioChunk, Sample, VideoFrame
 from atlasd.streams.reconnecting import ReconnectingSource
 from atlasd.streams.sources import (
+    AbandonedError,
     AccessError,
     Discontinuity,
     MediaError,
+    OtherKindError,
     Quiet,
     Trouble,
     UnsupportedError,
@@ -197,6 +199,78 @@ def test_a_file_ends_and_fails_like_a_file():
     broken = Scripted(clock, kind="file", ends=MediaError("cut off"))
     with pytest.raises(MediaError, match="cut off"):
         list(reconnecting(clock, [broken]))
+
+
+def starting(steps):
+    """A start that gives these one after the other; an error among them is raised."""
+    left = list(steps)
+
+    def start():
+        step = left.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    return start
+
+
+def test_an_opening_that_cannot_even_begin_is_tried_again():
+    """A machine that has no process or memory left at the moment, at the start or later."""
+    clock = Clock()
+    nothing = MediaError("no process can be started")
+    steps = [nothing, Scripted(clock, ends=MediaError("a")), nothing, nothing, Scripted(clock)]
+    source = ReconnectingSource(
+        starting(steps), label="cam", stream="door", clock=clock, sleep=clock.sleep
+    )
+    assert source.stream == "door"
+    events = told(source, 10)
+    troubles = [event.detail for event in events if isinstance(event, Trouble)]
+    assert ["no process can be started" in detail for detail in troubles] == [1, 0, 1, 1]
+    assert sum(isinstance(event, VideoFrame) for event in events) == 4
+
+
+def test_what_was_live_is_opened_as_live():
+    """Where nothing was open yet it is asked what it is."""
+    clock = Clock()
+    first = [Scripted(clock, fails=MediaError("not yet")), Scripted(clock)]
+    later = [Scripted(clock), Scripted(clock)]
+    source = ReconnectingSource(
+        starting(first),
+        start_live=starting(later),
+        label="cam",
+        clock=clock,
+        sleep=clock.sleep,
+    )
+    frames = [event for event in told(source, 12) if isinstance(event, VideoFrame)]
+    assert [frame.epoch for frame in frames] == [1, 1, 2, 2, 3, 3]
+
+
+def test_one_that_turns_out_a_file_is_told_as_such_where_nothing_was_open():
+    clock = Clock()
+    file = Scripted(clock, kind="file")
+    source = reconnecting(clock, [Scripted(clock, fails=MediaError("not yet")), file])
+    with pytest.raises(OtherKindError, match="cam is a file"):
+        told(source, 9)
+    assert file.closed
+
+
+def test_a_live_one_that_is_a_file_for_a_while_is_tried_again():
+    clock = Clock()
+    file = Scripted(clock, kind="file")
+    events = told(reconnecting(clock, [Scripted(clock), file, Scripted(clock)]), 7)
+    assert [type(event) for event in events[2:5]] == [Trouble, Trouble, Discontinuity]
+    assert "is a file now" in events[3].detail
+    assert file.closed
+
+
+def test_a_first_opening_that_nobody_wants_any_more_ends_at_once():
+    clock = Clock()
+    slow = Scripted(clock, waits=10**9)
+    until_ns = clock.now_ns + 2 * 10**9
+    with pytest.raises(AbandonedError):
+        reconnecting(clock, [slow], is_wanted=lambda: clock.now_ns < until_ns)
+    assert clock.now_ns - until_ns < 50e6
+    assert slow.closed
 
 
 def test_quiet_comes_often_while_it_waits():

@@ -87,6 +87,7 @@ def calibrate(
     source = load(config, [*(overrides or ()), *told]).source
     if source.uri == SAMPLE_URI and source.camera is None:
         raise typer.BadParameter("nothing to watch: give --camera and --mic, or a file or address")
+    source = source.model_copy(update={"reconnect_limit": 0})  # a person is waiting
     opened = open_media(source, image_size_px=IMAGE_PX, sample_rate_hz=SAMPLE_RATE_HZ)
     measure(opened, seconds=seconds, write=write)
 
