@@ -101,9 +101,9 @@ class LearnerInfo(Checked):
         version: of the newest weights that the canary passed.
         batch: number of the last batch in them; 0: none, they are the base.
         candidate: number of the batch that is learned and not yet judged; 0: none.
-        clips: learned so far.
-        steps: of the optimizer so far.
-        consolidations: of the method so far, whatever brought them about; 0 for one that keeps
+        clips: learned ever, in the checkpoints and since.
+        steps: of the optimizer ever.
+        consolidations: of the method ever, whatever brought them about; 0 for one that keeps
             nothing.
         refused: batches that the canary set aside since the learner began.
         score: mean J of the latest frames, up to 256, each predicted before it was learned; None

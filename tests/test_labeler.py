@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 
+import pytest
 from atlasd.daemon.intake import Intake
 from atlasd.daemon.labeldesk import LabelDesk, LabelRules
 from atlasd.daemon.replayring import ReplayRing
@@ -63,6 +64,20 @@ def test_a_clip_that_is_refused_is_not_granted_and_a_labeler_can_be_sent_away(tm
         assert reached.wait(PATIENCE_S)
     assert len(labeler.granted) == 1
     assert set(labeler.refused) <= {"quota"}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_labeler_that_is_sent_away_before_its_first_grant_puts_nothing_once_more(tmp_path, seed):
+    asked = threading.Event()
+
+    def is_full() -> bool:
+        asked.set()
+        return False
+
+    with Labeler(f"ipc://{tmp_path}/labels", (a_clip(),), is_full, seed) as labeler:
+        assert asked.wait(PATIENCE_S)
+    labeler.finish()
+    assert not labeler.granted
 
 
 def test_a_labeler_waits_where_the_learner_has_enough(tmp_path):

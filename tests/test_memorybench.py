@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from atlasd.tools.memorybench import SLOPE_BAR_MB, Growth, bench_memory
+from atlasd.tools.memorybench import SLOPE_BAR_MB, SWAPS_BAR, Growth, bench_memory
 from rich.console import Console
 
 
@@ -40,6 +40,7 @@ def test_a_daemon_that_learns_is_watched(tmp_path):
     assert report.daemon.first_mb > 100
     assert report.learner.first_mb > 100
     assert abs(report.daemon.slope_mb) < 30
+    assert not report.passed or report.swaps >= SWAPS_BAR
     told = json.loads((tmp_path / "memory.json").read_text())
     assert told["swaps"] == report.swaps
     assert "MB in 1,000 frames" in text.getvalue()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from atlasd.streams.avslayout import DatasetError
+from atlasd.streams.sources import MediaError
 from atlasd.streams.toyworld import write_dataset
+from atlasd.tools import studyrun
 from atlasd.tools.study import study, summary
 from atlasd.tools.studyplan import StudyOptions, plan_of
 
@@ -49,7 +52,9 @@ def test_a_plan_deals_every_class_once_and_every_clip_of_the_new_ones(data, tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_experiment_runs_whole_and_goes_on_where_it_was(data, tmp_path):
+def test_the_experiment_runs_whole_and_goes_on_where_it_was(data, tmp_path, monkeypatch):
+    """Also where the store goes without its oldest versions, of which the base is one."""
+    monkeypatch.setattr(studyrun, "_VERSIONS", 2)
     told = options(data, tmp_path)
     results = study(told, systems=("atlas", "finetune"))
     plan = plan_of(told, 0)
@@ -68,3 +73,16 @@ def test_the_experiment_runs_whole_and_goes_on_where_it_was(data, tmp_path):
     assert (tmp_path / "scores.png").stat().st_size > 10_000
     assert (tmp_path / "latency.png").stat().st_size > 10_000
     assert study(told, systems=("atlas", "finetune")) == results
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_clip_that_cannot_be_put_ends_the_experiment_and_says_why(tmp_path):
+    data = write_dataset(tmp_path / "toy", {"train": 4, "val": 1, "test": 1}, size_px=64)
+    told = options(data, tmp_path / "out")
+    plan = plan_of(told, 0)
+    entry = plan.entries[plan.stream[3]]
+    for sound in data.rglob(f"*{entry.name}*.wav"):
+        sound.write_bytes(b"no sound")
+    with pytest.raises((DatasetError, MediaError), match=entry.name):
+        study(told, systems=("finetune",))

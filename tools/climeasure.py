@@ -167,12 +167,17 @@ def bench_live(
     frames: Annotated[int, typer.Option(min=50, help="Masks of each of three phases.")] = 1000,
     fps: Annotated[int, typer.Option(min=1, max=120, help="Of the source.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Of the learner; 0: all cores.")] = 0,
+    device: Annotated[
+        str, typer.Option(help="Of masks and of the learner: cpu, or one GPU for both, as cuda:0.")
+    ] = "cpu",
     json_path: ReportOption = None,
 ) -> None:
     """Time masks with the learner off, learning without rest, and off again; and its swaps."""
     from .livebench import bench_live as bench
 
-    report = bench(preset, frames=frames, fps=fps, threads=threads, json_path=json_path)
+    report = bench(
+        preset, frames=frames, fps=fps, threads=threads, device=device, json_path=json_path
+    )
     raise typer.Exit(0 if report.passed else 1)
 
 

@@ -80,7 +80,7 @@ class Labeler:
                 clip_id = f"clip-{number:06d}"
                 if self._put(client, clip_id, place):
                     self.granted[clip_id] = place
-                if self._rng.random() < _AGAIN:
+                if self._rng.random() < _AGAIN and self.granted:
                     clip_id = self._rng.choice(list(self.granted))
                     self._put(client, clip_id, self.granted[clip_id])
 

@@ -44,6 +44,7 @@ class LiveReport:
     Attributes:
         machine: that it was measured on.
         preset: the network.
+        device: of masks and of the learner.
         fps: frames a second of the source.
         frames: masks of each phase.
         latency_ms: p50, p95 and p99 of each phase, capture to publication.
@@ -58,6 +59,7 @@ class LiveReport:
 
     machine: str
     preset: str
+    device: str
     fps: int
     frames: int
     latency_ms: dict[str, dict[str, float]]
@@ -76,6 +78,7 @@ def bench_live(
     frames: int = 1000,
     fps: int = 5,
     threads: int = 0,
+    device: str = "cpu",
     json_path: Path | None = None,
     console: Console | None = None,
 ) -> LiveReport:
@@ -86,6 +89,7 @@ def bench_live(
         frames: of each phase.
         fps: of the video.
         threads: of the learner; 0: all cores.
+        device: of both, as ``cuda:0``: where it is no CPU, they take turns by a token.
         json_path: where to write the report, or None.
         console: where to print, or None for standard output.
 
@@ -95,7 +99,7 @@ def bench_live(
     console = console or Console()
     with tempfile.TemporaryDirectory(prefix="atlasd-bench-") as folder, count_bar(console) as bar:
         here = Path(folder)
-        config = _config(here, preset, fps, threads)
+        config = _config(here, preset, fps, threads, device)
         report = _measured(config, here, preset, frames, fps, bar)
     if json_path is not None:
         json_path.write_text(json.dumps(asdict(report), indent=2) + "\n")
@@ -103,12 +107,14 @@ def bench_live(
     return report
 
 
-def _config(here: Path, preset: str, fps: int, threads: int) -> Config:
+def _config(here: Path, preset: str, fps: int, threads: int, device: str) -> Config:
     return load_config(
         overrides=[
             f"source.uri={write_film(here / 'film.mkv', fps=fps)}",
             "source.policy=live",
             f"model.preset={preset}",
+            f"model.device={device}",
+            f"learner.device={device}",
             f"publish.endpoint=ipc://{here}/bus",
             "publish.wait_for_subscriber_s=60",
             "intake.enabled=true",
@@ -166,6 +172,7 @@ def _measured(
     return LiveReport(
         machine=machine(),
         preset=preset,
+        device=config.learner.device,
         fps=fps,
         frames=frames,
         latency_ms=latencies,
@@ -196,7 +203,8 @@ def _order(config: Config, name: OrderName) -> None:
 
 
 def _table(report: LiveReport) -> Table:
-    title = f"{report.preset} at {report.fps:g} fps beside its learner, {report.machine}"
+    title = f"{report.preset} on {report.device} at {report.fps:g} fps beside its learner"
+    title += f", {report.machine}"
     table = Table(title=title)
     for column in ("mask latency, ms", "p50", "p95", "p99"):
         table.add_column(column, justify="left" if column == "mask latency, ms" else "right")

@@ -66,7 +66,8 @@ class LiveDaemon:
         masks: of each phase.
         stalls_ms: of each swap of weights.
         subscribers: most subscriptions to its masks that a status told.
-        deaths: of its learner, other than by `SIGKILL`.
+        deaths: of its learner, other than by `kill_learner`: also by a `SIGKILL` of the system,
+            which has no memory left, or of its supervisor.
         learner_back_s: for each kill of its learner, seconds until it was at work again; a kill
             that another one followed too soon has none.
     """
@@ -92,7 +93,7 @@ class LiveDaemon:
         self.stalls_ms: list[float] = []
         self.subscribers = 0
         self._killed = (0, 0.0)
-        self._is_back = True
+        self._is_back, self._is_ordered = True, False
         self._bus = subscribe(
             config.publish.endpoint, kinds=(Mask, Event, Status), mode="all", timeout_s=_TICK_S
         )
@@ -159,7 +160,7 @@ class LiveDaemon:
             DaemonError: it had died by itself.
         """
         self._killed = (self.learner.pid, time.monotonic())
-        self._is_back = False
+        self._is_back, self._is_ordered = False, True
         try:
             os.kill(self.learner.pid, signal.SIGKILL)
         except ProcessLookupError as error:
@@ -209,8 +210,9 @@ class LiveDaemon:
                 self.stalls_ms.append(float(said.data["stall_ms"]))
             case Status():
                 self._note(said)
-            case Event(kind="learner_died") if "SIGKILL" not in said.detail:
-                self.deaths += 1
+            case Event(kind="learner_died"):
+                self.deaths += not (self._is_ordered and "SIGKILL" in said.detail)
+                self._is_ordered = False
             case _:
                 pass
         code = self._process.poll()

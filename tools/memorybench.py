@@ -27,6 +27,9 @@ from .machine import machine
 SLOPE_BAR_MB = 2.0
 """Most megabytes that a process may grow by in 1,000 frames: less than a picture of 2 kB each."""
 
+SWAPS_BAR = 100
+"""Fewest swaps of weights meanwhile."""
+
 _WARM = 0.4
 """Share of the frames that fill buffers and caches, and do not count: some 4,000 are needed."""
 _FILM_S, _REPLAY_MB = 20, 8
@@ -78,7 +81,7 @@ class MemoryReport:
         clips: learned meanwhile.
         daemon: growth of its process.
         learner: growth of its process.
-        passed: whether both keep to the bar.
+        passed: whether both keep to the bar, over enough swaps.
     """
 
     machine: str
@@ -184,12 +187,13 @@ def _report(
         learner=growths[1],
         passed=all(growth.slope_mb <= SLOPE_BAR_MB for growth in growths)
         and not daemon.learner.restarts
-        and len(daemon.stalls_ms) > 0,
+        and len(daemon.stalls_ms) >= SWAPS_BAR,
     )
 
 
 def _table(report: MemoryReport) -> Table:
-    title = f"{report.preset}: {report.frames} frames, {report.swaps} swaps, {report.clips} clips"
+    swaps = f"{report.swaps} swaps (≥ {SWAPS_BAR})"
+    title = f"{report.preset}: {report.frames} frames, {swaps}, {report.clips} clips"
     table = Table(title=f"{title} learned, {report.machine}")
     for column in ("resident set", "first, MB", "last, MB", "MB in 1,000 frames", "noise, MB"):
         table.add_column(column, justify="left" if column == "resident set" else "right")

@@ -106,8 +106,8 @@ def _intake_rows(intake: IntakeInfo | None) -> dict[str, str]:
     rows["batches"] = f"{intake.batches}, {intake.aside} set aside"
     for number, reason in (intake.reasons or {}).items():
         rows[f"batch {number}"] = f"set aside: {reason} (atlasd release or discard {number})"
-    rows["granted"] = _listed(intake.answered)
-    rows["refused"] = _listed(intake.refused)
+    rows["granted since the start"] = _listed(intake.answered)
+    rows["refused since the start"] = _listed(intake.refused)
     size = intake.replay_bytes / 1e6
     rows["can be referred to"] = f"{intake.replay_frames} frames, {size:.1f} MB"
     return rows
@@ -117,7 +117,7 @@ def _learner_rows(learner: LearnerInfo | None) -> dict[str, str]:
     if learner is None:
         return {"learner": "none (learner.enabled is false)"}
     rows = {"learner": f"{learner.state}, {learner.method} {learner.detail}".strip()}
-    rows["learned"] = (
+    rows["learned, ever"] = (
         f"{learner.clips} clips in {learner.steps} steps, held on to {learner.consolidations} times"
     )
     newest = f"{learner.version}, batch {learner.batch}" if learner.version else "none yet"
@@ -125,8 +125,9 @@ def _learner_rows(learner: LearnerInfo | None) -> dict[str, str]:
     rows["accepted"] = newest + judged
     rows["kept on disk"] = f"batch {learner.checkpoint}"
     if learner.score is not None and learner.a_auc is not None:
-        rows["J before learning"] = f"{learner.score:.3f} lately, {learner.a_auc:.3f} overall"
-    rows["deaths"] = f"{learner.restarts} restarts, {learner.refused} batches refused"
+        rows["J before learning"] = f"{learner.score:.3f} lately, {learner.a_auc:.3f} ever"
+    rows["since the daemon's start"] = f"{learner.restarts} restarts of the learner"
+    rows["since the learner's"] = f"{learner.refused} batches refused"
     return rows
 
 

@@ -7,9 +7,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from rich.progress import Progress
@@ -128,6 +130,8 @@ def run_system(
 
     Raises:
         DaemonError: the daemon ended, or did not learn all in time.
+        DatasetError: a clip of the stream cannot be read.
+        LabelRefusedError, NoAnswerError: the daemon does not take a clip.
     """
     path = folder / "result.json"
     if path.exists():
@@ -212,17 +216,20 @@ def _live(
     result: SystemResult,
 ) -> None:
     """Masks alone, masks while the stream is learned, masks alone again."""
-    with LiveDaemon(config, folder, _LEARN_S, sockets) as daemon:
+    with (
+        LiveDaemon(config, folder, _LEARN_S, sockets) as daemon,
+        _Labeling(config, plan) as labeling,
+    ):
         daemon.until(lambda: daemon.learner.state == "waiting", "ready to learn")
         daemon.phase = "before"
         daemon.listen(quiet_s)
         daemon.phase = "during"
         began = time.monotonic()
-        labeler = threading.Thread(target=_label, args=(config, plan), daemon=True)
-        labeler.start()
-        daemon.until(lambda: watch.has_learned_all(daemon), "through with the stream")
+        labeling.begin()
+        daemon.until(
+            lambda: labeling.is_well() and watch.has_learned_all(daemon), "through with the stream"
+        )
         result.learn_s = time.monotonic() - began
-        labeler.join()
         with LabelClient(config.intake.endpoint, timeout_s=_ORDER_S) as client:
             client.order(Order(order="checkpoint"))
         daemon.phase = "after"
@@ -234,17 +241,55 @@ def _live(
     result.stalls_ms = daemon.stalls_ms
 
 
-def _label(config: Config, plan: StudyPlan) -> None:
-    facts = LabelFacts(provenance="atlasd study")
-    with LabelClient(config.intake.endpoint, attempts=10) as client:
-        for clip in plan.stream:
-            client.put(label_of_entry(plan.entries[clip], facts, size_px=_LABEL_PX))
+class _Labeling:
+    """Puts the stream's clips from a thread of its own."""
+
+    def __init__(self, config: Config, plan: StudyPlan) -> None:
+        self._endpoint, self._plan = config.intake.endpoint, plan
+        self._gone = threading.Event()
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="labeling")
+        self._work: Future[None] | None = None
+
+    def begin(self) -> None:
+        """Put the first clip, and the others after it."""
+        self._work = self._threads.submit(self._put_all)
+
+    def is_well(self) -> bool:
+        """True, or what went wrong is raised."""
+        if self._work is not None and self._work.done():
+            self._work.result()
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._gone.set()
+        self._threads.shutdown()
+
+    def _put_all(self) -> None:
+        facts = LabelFacts(provenance="atlasd study")
+        with LabelClient(self._endpoint, attempts=10) as client:
+            for clip in self._plan.stream:
+                if self._gone.is_set():
+                    return
+                entry = self._plan.entries[clip]
+                client.put(label_of_entry(entry, facts, size_px=_LABEL_PX))
 
 
 def _scored(plan: StudyPlan, base: Path, store: LearnStore) -> list[Point]:
-    """The base, the last version, and some between them, on the test clips."""
-    kept = store.all()
-    chosen = sorted({round(k) for k in np.linspace(0, len(kept) - 1, min(_SCORED, len(kept)))})
+    """The base, the last version, and some between them, on the test clips.
+
+    The base comes from its own file: the store goes without its oldest versions in a long stream.
+    """
+    kept = [each for each in store.all() if each.learned.cursor]
+    most = min(_SCORED - 1, len(kept))
+    chosen = sorted({round(k) for k in np.linspace(0, len(kept) - 1, most)}) if kept else []
     network = load(base)
     tests: Mapping[str, Sequence[Batch]] = {
         name: batches_of(
@@ -257,12 +302,15 @@ def _scored(plan: StudyPlan, base: Path, store: LearnStore) -> list[Point]:
         )
         for name, clips in plan.tests.items()
     }
+    versions = [(network.version, 0, base)]
+    for k in chosen:
+        learned = kept[k].learned
+        versions.append((learned.version, learned.tally.clips, kept[k].weights))
     points: list[Point] = []
-    for each in (kept[k] for k in chosen):
-        version = load(each.weights)
-        scores = {name: float(frame_scores(version, b).mean()) for name, b in tests.items()}
-        learned = each.learned
-        points.append(Point(learned.version, learned.tally.clips, scores["old"], scores["new"]))
+    for name, clips, weights in versions:
+        version = load(weights)
+        scores = {half: float(frame_scores(version, b).mean()) for half, b in tests.items()}
+        points.append(Point(name, clips, scores["old"], scores["new"]))
     return points
 
 
