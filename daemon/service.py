@@ -16,7 +16,7 @@ from typing import Self
 
 from ..model.presets import WeightsError
 from ..streams.addresses import without_accounts
-from ..streams.sources import Discontinuity, MediaError, Source, Trouble
+from ..streams.sources import OPENINGS, Discontinuity, MediaError, Source, Trouble
 from .config import Config, dump_config
 from .endpoints import EndpointError
 from .engine import Engine, EngineError, Weights
@@ -261,6 +261,10 @@ class Service:
                 self._counts.troubles[item.kind] = item.count
                 data = {"count": item.count}
                 self._bus.publish(self._event("reconnect", detail=item.detail, data=data))
+            case Trouble(kind=kind) if kind in OPENINGS:
+                _log.info("%s", item.detail)
+                data = {"kind": kind, "count": item.count}
+                self._bus.publish(self._event("opened", detail=item.detail, data=data))
             case Trouble():
                 if item.kind not in self._counts.troubles:
                     _log.warning(
