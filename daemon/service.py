@@ -14,6 +14,7 @@ from typing import Self
 from ..model.presets import WeightsError
 from ..streams.addresses import without_accounts
 from ..streams.sources import (
+    OPENINGS,
     AbandonedError,
     Discontinuity,
     MediaError,
@@ -297,6 +298,10 @@ class Service:
                     self._troubles.found_again()
                     source = self._source
                     self._introduce(_Shape(source.source_size_px, source.fps, item.has_audio))
+            case Trouble(kind=kind) if kind in OPENINGS:
+                _log.info("%s", item.detail)
+                data = {"kind": kind, "count": item.count}
+                self._bus.publish(self._event("opened", detail=item.detail, data=data))
             case Trouble():
                 count = self._troubles.note(item)
                 is_lost = item.kind == "reconnect"

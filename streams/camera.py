@@ -288,16 +288,15 @@ class Camera:
             self._trouble("black_picture", "the camera gives black pictures: is its lid closed?")
 
     def _report(self, capture: Capture) -> None:
-        """Say what was asked and what was got; that it is another is worth a trouble."""
+        """Tell what was asked and what was got: `camera_format` where it is another."""
         options = self._options
         got, self.fps = _got(capture, self.size_px)
         size = f"{options.size_px[0]} x {options.size_px[1]}" if options.size_px else "its own size"
         rate = f"{options.fps:g} fps" if options.fps else "its own rate"
         told = f"camera {self.name}: asked for {size} at {rate}, got {got}"
-        _log.info("%s", told)
         slower = options.fps and self.fps and self.fps < 0.95 * options.fps
-        if options.size_px not in (None, self.size_px) or slower:
-            self._trouble("camera_format", told)
+        is_other = options.size_px not in (None, self.size_px) or slower
+        self._trouble("camera_format" if is_other else "camera_open", told)
 
     def _trouble(self, kind: str, detail: str) -> None:
         with self._changed:

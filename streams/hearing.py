@@ -82,9 +82,8 @@ class Hearing:
         self._begin(told.rate_hz)
         self._openings += 1
         was_lost, self.is_lost = self.is_lost, False
-        if not was_lost and self._openings == 1:
-            return []
-        return [self._trouble("microphone_back", f"{told.name} is heard at {told.rate_hz} Hz")]
+        kind = "microphone_back" if was_lost or self._openings > 1 else "microphone_open"
+        return [self._trouble(kind, f"{told.name} is heard at {told.rate_hz} Hz")]
 
     def _lose(self, reason: str) -> list[Event]:
         events: list[Event] = [*self._release(), *self._chunks(self._resampler.flush())]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import sys
 import threading
 import time
@@ -24,7 +23,6 @@ from .sources import MediaError
 
 KEEP_S = 4.0
 """Sound that waits for its reader; a reader that is slower loses the oldest."""
-_log = logging.getLogger(__name__)
 _portaudio = threading.Lock()
 _open_streams: set[int] = set()
 
@@ -154,9 +152,6 @@ class Microphone:
         with _portaudio:
             self.rate_hz, self.channels = _offered(sd, info, rate_hz)
             self._open(sd, info)
-        if rate_hz is not None and self.rate_hz != rate_hz:
-            _log.info("%s does not offer %d Hz", self.name, rate_hz)
-        _log.info("microphone %s: %d Hz, %d channels", self.name, self.rate_hz, self.channels)
 
     def _open(self, sd: ModuleType, info: MicrophoneInfo) -> None:
         try:

@@ -16,6 +16,9 @@ from .clips import AudioChunk, VideoFrame
 
 SourceKind = Literal["file", "live"]
 
+OPENINGS = frozenset({"camera_open", "microphone_open"})
+"""Kinds of `Trouble` that are none: which device was opened, and what it gives, once an opening."""
+
 
 class MediaError(Exception):
     """Media that cannot be opened or read: what came, what is allowed, what to do."""

@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from atlasd.daemon import devicestream
+from atlasd.daemon.client import subscribe
 from atlasd.daemon.config import ConfigError, SourceConfig, load_config
 from atlasd.daemon.devicestream import open_device_stream
+from atlasd.daemon.messages import Event, Mask
 from atlasd.daemon.pipeline import Pipeline, PipelineOptions, Result
+from atlasd.daemon.service import run
 from atlasd.streams.captureprocess import ProcessSource
 from atlasd.streams.claps import ClapMeter
 from atlasd.streams.sources import Discontinuity, MediaError, Trouble
 from atlasd.tools.cliconfig import source_overrides
 from media import clicks
-from served import tiny_engine
+from served import tiny_checkpoint, tiny_config, tiny_engine
 from webserver import BOUNDARY, WebServer, jpeg, mjpeg, part
 
 pytestmark = pytest.mark.slow  # streams run in real time
@@ -270,3 +274,24 @@ def test_a_label_names_devices_and_hides_passwords():
     assert SourceConfig(camera=0).label == "camera 0, no microphone"
     assert SourceConfig(camera=0, microphone="USB").label == "camera 0, microphone USB"
     assert "secret" not in SourceConfig(uri="rtsp://me:secret@host/x").label
+
+
+def test_log_and_bus_say_which_camera_was_opened_at_each_opening(
+    server, children, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    endpoint = f"ipc://{tmp_path}/bus"
+    overrides = ("camera=0", "stall_timeout_s=2", "reconnect_limit=2", "reconnect_max_s=0.2")
+    settings = [f"source.{override}" for override in overrides]
+    config = tiny_config(tiny_checkpoint(tmp_path), "sample", endpoint, *settings)
+    daemon = threading.Thread(target=run, args=(config,), daemon=True)
+    with subscribe(endpoint, kinds=(Mask, Event), mode="all", timeout_s=60) as bus:
+        daemon.start()
+        until(bus, lambda message: isinstance(message, Mask))
+        server.cut()
+        told = until(bus, lambda message: isinstance(message, Event) and message.kind == "opened")
+    server.close()
+    daemon.join(60)
+    assert told.data["kind"] == "camera_open"
+    assert "asked for its own size at its own rate, got 64 x 48" in told.detail
+    assert told.detail in caplog.text

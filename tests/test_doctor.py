@@ -13,6 +13,7 @@ from atlasd.daemon.config import Config, load_config
 from atlasd.streams.cameras import list_cameras
 from atlasd.streams.microphone import MicrophoneInfo
 from atlasd.streams.sources import MediaError
+from atlasd.streams.videoformats import picture_formats
 from atlasd.tools import cli, configchecks, devicechecks, machinechecks, mediachecks
 from atlasd.tools import doctor as module
 from atlasd.tools.doctor import CHECKS, doctor
@@ -319,7 +320,8 @@ def test_a_camera_that_has_gone_is_told_by_its_name(monkeypatch, tmp_path):
 
 
 def test_a_node_that_lists_no_formats_has_none():
-    assert list(devicechecks._formats("/dev/null")) == []
+    assert picture_formats("/dev/null") == []
+    assert picture_formats("/dev/no such camera") == []
 
 
 def test_configured_devices_that_are_not_there_are_failures(monkeypatch):

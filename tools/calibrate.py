@@ -11,7 +11,7 @@ from rich.console import Console
 from ..daemon.configline import write_value
 from ..streams.claps import ClapMeter, Measured
 from ..streams.clips import NS_PER_S
-from ..streams.sources import Source, Trouble
+from ..streams.sources import OPENINGS, Source, Trouble
 
 IMAGE_PX = (320, 240)
 """Pictures are looked at in this size: fine enough for hands, and quick."""
@@ -85,7 +85,8 @@ def _watched(
     for event in source:
         heard += meter.push(event)
         if isinstance(event, Trouble):
-            console.print(f"{event.kind}: {event.detail}", style="yellow", markup=False)
+            style = None if event.kind in OPENINGS else "yellow"
+            console.print(f"{event.kind}: {event.detail}", style=style, markup=False)
         now_ns = clock()
         if source.kind != "live":
             continue

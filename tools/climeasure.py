@@ -256,7 +256,11 @@ def bench_latency(
     weights: WeightsOption = None,
     json_path: ReportOption = None,
 ) -> None:
-    """Time capture to publication of a live stream, beside the bare network in the same run."""
+    """Time the moment a picture is due to its mask's publication, beside the bare network.
+
+    A file is played as if it were live: decoding, queue, network and publication are in it; a
+    network, a capture process and waiting for sound are not.
+    """
     from .latencybench import bench_latency as bench
 
     report = bench(

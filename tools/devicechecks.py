@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ..streams.cameras import CameraInfo, find_camera, list_cameras
 from ..streams.microphone import MicrophoneInfo, find_microphone, list_microphones
 from ..streams.sources import MediaError
+from ..streams.videoformats import picture_formats
 from .findings import Case, Finding
-
-_ENUM_FMT = 0xC0405602
-"""``VIDIOC_ENUM_FMT``: struct v4l2_fmtdesc, 64 bytes."""
-_FORMAT = struct.Struct("=III32s4s16x")
-_CAPTURE = 1
-_MOST_FORMATS = 64
 
 
 def cameras(case: Case) -> list[Finding]:
@@ -70,7 +63,8 @@ def _camera(info: CameraInfo) -> Finding:
     if info.problem:
         remedy = "do as it says, or plug the camera in again; in a container, pass it in (--device)"
         return Finding("cameras", "fail", f"{told}: {info.problem}", remedy)
-    return Finding("cameras", "ok", f"{told}: {', '.join(_formats(info.path))}")
+    offered = "; ".join(map(str, picture_formats(info.path))) or "lists no formats"
+    return Finding("cameras", "ok", f"{told}: {offered}")
 
 
 def _configured_camera(wanted: str, found: Sequence[CameraInfo]) -> list[Finding]:
@@ -94,18 +88,3 @@ def _microphone(info: MicrophoneInfo) -> Finding:
     default = ", the default" if info.is_default else ""
     told = f"{info.index}: {info.name}, {info.rate_hz} Hz, {info.channels} channels{default}"
     return Finding("microphones", "ok", told)
-
-
-def _formats(path: str) -> Iterator[str]:
-    """Pixel formats that a camera offers, as four characters each."""
-    import fcntl
-
-    node = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-    try:
-        for index in range(_MOST_FORMATS):
-            asked = _FORMAT.pack(index, _CAPTURE, 0, b"", b"")
-            yield _FORMAT.unpack(fcntl.ioctl(node, _ENUM_FMT, asked))[4].decode("ascii").strip()
-    except OSError:
-        return  # the list is over
-    finally:
-        os.close(node)

@@ -18,6 +18,7 @@ from rich.text import Text
 from ..streams.cameras import list_cameras
 from ..streams.microphone import Microphone, list_microphones
 from ..streams.sources import MediaError
+from ..streams.videoformats import picture_formats
 
 SILENCE_DBFS = -96.0
 _INTERVAL_S = 0.1
@@ -57,9 +58,10 @@ def show_devices(*, as_json: bool = False) -> None:
         print(json.dumps(found, indent=2))  # noqa: T201 (what a program reads)
         return
     console = Console(soft_wrap=True)
-    cameras = Table("--camera", "name", "path", "", title="cameras")
+    cameras = Table("--camera", "name", "path", "offers", title="cameras")
     for info in found["cameras"]:
-        cameras.add_row(str(info["index"]), info["name"], info["path"], info["problem"])
+        offers = info["problem"] or "\n".join(info["offers"])
+        cameras.add_row(str(info["index"]), info["name"], info["path"], offers)
     microphones = Table("--mic", "name", "Hz", "channels", "", title="microphones")
     for info in found["microphones"]:
         default = "default" if info["is_default"] else ""
@@ -118,7 +120,11 @@ def _found() -> dict[str, Any]:
         microphones = [asdict(info) for info in list_microphones()]
     except MediaError as error:
         problems.append(str(error))
-    cameras = [asdict(info) for info in list_cameras()]
+    cameras: list[dict[str, Any]] = []
+    for info in list_cameras():
+        formats = [] if info.problem else picture_formats(info.path)
+        told = {"formats": [asdict(each) for each in formats], "offers": list(map(str, formats))}
+        cameras.append(asdict(info) | told)
     return {"cameras": cameras, "microphones": microphones, "problems": problems}
 
 
