@@ -379,7 +379,16 @@ class Learning:
     def _learn(
         self, batch: Journaled, clips: Sequence[LabeledClip], batches: Sequence[Batch]
     ) -> None:
+        consolidator = self._learner.trainer.consolidator
+        lifted = consolidator.lifted
         loss = self._learner.learn(clips, batches, batch.seed, self._beat)
+        if consolidator.lifted > lifted:
+            self._say(
+                "consolidated_late",
+                f"in batch {batch.number} the method kept what it knows though the loss lay far "
+                "above that of the last time for long; look whether the latest labels are right",
+                {"batch": batch.number},
+            )
         if not all(bool(p.isfinite().all()) for p in self._learner.network.trainable_parameters()):
             raise TrainingError(f"after batch {batch.number} a weight is not finite")
         _log.info("batch %d: %d clips, loss %.3f", batch.number, len(clips), loss)
