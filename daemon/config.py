@@ -269,7 +269,7 @@ class LearnerConfig(_Section):
     wait_s: float = Field(default=10.0, ge=0, le=86_400)
     """How long a clip waits for so many."""
     canary_drop: float = Field(default=0.1, ge=0, le=1)
-    """New weights are refused whose J on the next clips is by so much below the old ones'."""
+    """New weights are refused whose J on the next clips is by so much below older ones'."""
     canary_wait_s: float = Field(default=10.0, ge=0, le=86_400)
     """How long new weights wait for next clips before they are served unjudged."""
     checkpoint_s: float = Field(default=30.0, ge=0, le=86_400)

@@ -108,8 +108,9 @@ class LearnerInfo(Checked):
         refused: batches that the canary set aside since the learner began.
         score: mean J of the latest frames, up to 256, each predicted before it was learned; None
             before the first.
-        a_auc: mean J over all frames of the stream so far, likewise: the area under the curve of
-            scores at any time.
+        a_auc: mean J over all frames of the stream so far, likewise, those of refused batches too:
+            the area under the curve of scores at any time. Those of a batch that was refused since
+            the newest checkpoint are not counted any more where the learner dies.
         checkpoint: number of the last batch in the newest checkpoint.
         restarts: of the learner's process since the daemon began.
         pid: of the learner's process, 0 where there is none.
@@ -143,7 +144,7 @@ class VersionInfo(Checked):
         clips: learned in them.
         a_auc: as in `LearnerInfo`, None before the first batch.
         made_s: when, seconds since 1970.
-        served: whether they are the learner's newest.
+        served: whether the learner's newest word was to serve them.
         path: of their checkpoint.
     """
 

@@ -51,6 +51,15 @@ class Journal:
         """The batches that are in the weights of a checkpoint with this cursor."""
         return tuple(b for b in self.batches if b.state == "journaled" and b.number <= cursor)
 
+    def unjudged(self) -> tuple[str, ...]:
+        """Ids of the clips of the last batch with clips, where it was not learned for good yet.
+
+        The canary judges it by the next clips; until then it is learned again after each death.
+        """
+        held = [b for b in self.batches if b.state == "journaled" and b.ids]
+        last = held[-1].ids if held else ()
+        return tuple(clip_id for clip_id in last if self.clips[clip_id] == "journaled")
+
 
 def read_journal(folder: Path) -> Journal:
     """Read the journal of the spool in a folder; others may write to it meanwhile.

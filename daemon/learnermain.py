@@ -199,9 +199,15 @@ def _carried_out(learning: Learning, order: Order) -> str:
         case "checkpoint":
             kept = learning.checkpoint()
             detail = f"version {kept.learned.version} is kept in {kept.weights}"
+            if candidate := learning.info().candidate:
+                detail += f"; batch {candidate}, learned since, waits for clips that judge it"
         case "consolidate":
-            learning.consolidate()
             detail = "what was learned is held on to from now on"
+            if not learning.consolidate():
+                detail = (
+                    "noted: what was learned is held on to once its last batch is learned, and "
+                    "judged by the next clips"
+                )
         case "versions":
             detail = "what can be gone back to"
         case "rollback":

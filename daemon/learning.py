@@ -1,10 +1,13 @@
 """Learning in service: batches out of the spool, a canary before anything is served, checkpoints.
 
 A batch that was learned makes a *candidate*. It is judged on the batch after it, before that one is
-learned: it must not score worse there than the weights that were accepted last. So no clip is held
-back for judging, and none is an exemplar. Accepted weights are published and kept; a refusal brings
+learned: it must not score worse there than the weights that were accepted last, nor than the best
+ones before. So no clip is held back for judging, and none is an exemplar. Accepted weights are
+published and kept, and nothing else is kept, whoever orders a checkpoint; a refusal brings
 the learner back to where it was, and sets the batch aside. Where no further batch comes for a
-while, the candidate is published unjudged, and called back if it is refused later.
+while, the candidate is published unjudged if it does no harm to its own clips and to the clips
+learned before that are still in the spool (for a learner that is killed; they judge here and are
+never learned again), and called back if it is refused later.
 
 Everything that later weights depend on is in the spool's journal and in the checkpoints: killed
 anywhere, `Learning` goes on to the same weights (same machine, same threads). See `spool` for the
@@ -21,7 +24,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from hashlib import sha256
 from secrets import token_hex
 from typing import Final
@@ -35,9 +38,9 @@ from ..model.baseimportance import BaseImportance
 from ..model.checkpoints import tensor_hash, tensors_of
 from ..model.method import Batch, MethodError
 from ..model.network import Network
-from ..model.teacher import Teacher
 from ..model.training import Part, TrainingError, undivided
 from ..streams.clips import LabeledClip
+from .canary import Accepted, Candidate, Rival, Verdict
 from .infos import LearnerInfo, LearnerState, VersionInfo
 from .labelclips import load
 from .labels import LabelError
@@ -59,29 +62,6 @@ _log = logging.getLogger(__name__)
 
 class LearningError(Exception):
     """Learning cannot begin, or an order cannot be carried out: what came, what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Accepted:
-    """Weights that the canary passed, to go back to."""
-
-    cursor: int
-    version: str
-    parent: str
-    tally: Tally
-    state: LearnState
-    network: Teacher
-
-
-@dataclass(slots=True)
-class _Candidate:
-    """A batch that was learned and not yet judged."""
-
-    number: int
-    tally: Tally
-    batches: Sequence[Batch]
-    learned_ns: int
-    published: bool = False
 
 
 class Learning:
@@ -128,7 +108,7 @@ class Learning:
         self._content = tensor_hash(tensors_of(base))
         self._spool, self._store, self._tell = spool, store, tell
         self._clock, self._now = clock, now
-        self._candidate: _Candidate | None = None
+        self._candidate: Candidate | None = None
         self._recent: deque[float] = deque(maxlen=_RECENT_FRAMES)
         self._refused = 0
         self._is_paused = spool.is_paused
@@ -136,6 +116,7 @@ class Learning:
         self._retry_ns = 0
         self._checkpoint = 0
         self._checkpoint_ns = clock()
+        self._served = base.version
         self._accepted = self._begin()
 
     # What happens by itself.
@@ -212,23 +193,24 @@ class Learning:
         self._retry_ns = 0
 
     def checkpoint(self) -> Kept:
-        """Keep what was learned now; a candidate is accepted if it holds on its own batch.
+        """Keep what was accepted, now; a candidate goes on waiting for the clips that judge it.
 
         Raises:
             LearningError: it cannot be written.
         """
         try:
-            if self._candidate is not None and self._holds(self._candidate):
-                self._accept()
             return self._keep()
         except (SpoolError, OSError) as error:
             raise LearningError(f"no checkpoint was made: {error}") from error
 
-    def consolidate(self) -> None:
-        """Let the method keep what was learned, plateau or not, once the order is journaled.
+    def consolidate(self) -> bool:
+        """Let the method keep what was learned, plateau or not; the order is journaled at once.
 
-        A candidate is accepted first if it holds on its own batch. Where batches that were
-        journaled before are still to be learned, the order waits for its turn.
+        Where a batch before it is still to be learned or to be judged, the order waits for that:
+        what the canary may refuse is not held on to.
+
+        Returns:
+            Whether it was carried out; False: it waits.
 
         Raises:
             LearningError: it cannot be journaled.
@@ -239,11 +221,12 @@ class Learning:
         except SpoolError as error:
             raise LearningError(f"nothing was consolidated: {error}") from error
         if not is_next:
-            return
+            return False
         try:
-            self._hold_on(number)
+            self._come_to_order(number)
         except (SpoolError, OSError) as error:
             self._halt(error)
+        return self._candidate is None
 
     def versions(self) -> list[VersionInfo]:
         """What can be gone back to, oldest first."""
@@ -256,7 +239,7 @@ class Learning:
         again, so that it is carried out as a whole or not at all.
 
         Args:
-            version: its name; empty: the newest before the one that was accepted last.
+            version: its name; empty: the newest before the one that is served.
 
         Returns:
             The version.
@@ -264,8 +247,10 @@ class Learning:
         Raises:
             LearningError: it is not kept.
         """
+        if not version and self._served != self._accepted.version:
+            self.checkpoint()  # an unjudged candidate is served: what is before it may not be kept
         kept = self._store.all()
-        earlier = [k for k in kept if k.learned.version != self._accepted.version]
+        earlier = [k for k in kept if k.learned.version != self._served]
         wanted = version or (earlier[-1].learned.version if earlier else "")
         found = self._store.find(wanted) if wanted else None
         if found is None:
@@ -280,7 +265,7 @@ class Learning:
             self._spool.rewind(cursor, f"gone back to version {wanted}")
         except (SpoolError, OSError) as error:
             raise LearningError(f"cannot go back to {wanted}: {error}") from error
-        before = self._accepted.version
+        before = self._served
         self._accepted = self._restored(checkpoint.learned, state)
         self._candidate = None
         self._checkpoint = cursor
@@ -310,7 +295,7 @@ class Learning:
 
     # Beginning.
 
-    def _begin(self) -> _Accepted:
+    def _begin(self) -> Accepted:
         self._finish_rollback()
         found = self._store.newest()
         if found is None:
@@ -340,8 +325,8 @@ class Learning:
             f"goes on from version {learned.version}, after batch {learned.cursor}",
             {"version": learned.version, "batch": learned.cursor, "clips": learned.tally.clips},
         )
-        if learned.cursor:
-            self._publish("resumed", "")
+        # The base too: the daemon may serve a candidate of a learner that was killed.
+        self._publish("resumed", "")
         return accepted
 
     def _put_away(self, cursor: int) -> None:
@@ -380,18 +365,26 @@ class Learning:
             self._store.forget_after(to)
         self._spool.settle()
 
-    def _restored(self, learned: Learned, state: LearnState) -> _Accepted:
+    def _restored(self, learned: Learned, state: LearnState) -> Accepted:
         try:
             self._learner = self._fresh(state)
         except (TrainingError, MethodError) as error:
             raise LearningError(
                 f"{self._store.folder} cannot be gone on from with these settings: {error}"
             ) from error
-        return self._as_accepted(learned.cursor, learned.version, learned.parent, learned.tally)
+        best = None
+        if state.best is not None:
+            best = Rival(state.best.version, self._learner.as_it_is())
+            best.teacher.load_state_dict(state.best.tensors)
+        return self._as_accepted(
+            learned.cursor, learned.version, learned.parent, learned.tally, best
+        )
 
-    def _as_accepted(self, cursor: int, version: str, parent: str, tally: Tally) -> _Accepted:
+    def _as_accepted(
+        self, cursor: int, version: str, parent: str, tally: Tally, best: Rival | None = None
+    ) -> Accepted:
         learner = self._learner
-        return _Accepted(cursor, version, parent, tally, learner.state(), learner.as_it_is())
+        return Accepted(cursor, version, parent, tally, learner.state(), learner.as_it_is(), best)
 
     def _fresh(self, state: LearnState | None = None) -> OnlineLearner:
         return OnlineLearner(
@@ -402,8 +395,9 @@ class Learning:
 
     @property
     def _cursor(self) -> int:
-        """The last batch in the weights at hand."""
-        return self._candidate.number if self._candidate else self._accepted.cursor
+        """The last batch in the weights at hand, or the last order that waits behind it."""
+        candidate = self._candidate
+        return max([candidate.number, *candidate.orders]) if candidate else self._accepted.cursor
 
     def _take_or_publish(self) -> bool:
         at = self._cursor
@@ -422,12 +416,14 @@ class Learning:
             return True
         if batch is None:
             return False
-        self._try(batch)
+        if batch.clips:
+            self._try(batch.number, lambda: self._take(batch))
+        else:
+            self._try(batch.number, lambda: self._come_to_order(batch.number))
         return True
 
-    def _try(self, batch: Journaled) -> None:
-        """Learn a batch, or set it aside: no batch stands in the way of all others for ever."""
-        number = batch.number
+    def _try(self, number: int, work: Callable[[], None]) -> None:
+        """Do a batch's work, or set it aside: none stands in the way of the others for ever."""
         if self._spool.try_batch(number) >= _ATTEMPTS:
             self._set_aside(
                 number,
@@ -436,7 +432,7 @@ class Learning:
             )
             return
         try:
-            self._take(batch) if batch.clips else self._hold_on(number)
+            work()
         except (MemoryError, torch.OutOfMemoryError) as error:
             self._go_back()
             self._halt(error, f"batch {number} finds no memory")
@@ -470,8 +466,9 @@ class Learning:
         except TrainingError as error:
             self._go_back()
             self._set_aside(batch.number, str(error))
+            self._count_frames(tally)
             return
-        self._candidate = _Candidate(batch.number, tally, batches, self._clock())
+        self._candidate = Candidate(batch.number, tally, batches, self._clock())
 
     def _loaded(self, payload: bytes) -> LabeledClip:
         self._beat()
@@ -486,78 +483,117 @@ class Learning:
                 f"with batch {batch.number} the network would know {len(known)} classes; masks can "
                 f"tell {MAX_ENTRIES}"
             )
+        consolidator = self._learner.trainer.consolidator
+        lifted = consolidator.lifted
         loss = self._learner.learn(clips, batches, batch.seed)
+        if consolidator.lifted > lifted:
+            self._say(
+                "consolidated_late",
+                f"in batch {batch.number} the method kept what it knows though the loss lay far "
+                "above that of the last time for long; look whether the latest labels are right",
+                {"batch": batch.number},
+            )
         if not all(bool(p.isfinite().all()) for p in self._learner.network.trainable_parameters()):
             raise TrainingError(f"after batch {batch.number} a weight is not finite")
         _log.info("batch %d: %d clips, loss %.3f", batch.number, len(clips), loss)
 
     def _judged(self, batches: Sequence[Batch]) -> NDArray[np.float64]:
         """J of the frames of the next batch, by the candidate where it passes."""
-        fresh = self._learner.score(batches)
-        candidate = self._candidate
-        if candidate is None:
-            return fresh
-        held = self._learner.score(batches, self._accepted.network.network)
-        if fresh.mean() >= held.mean() - self._rules.canary_drop:
-            self._accept()
-            return fresh
-        self._refuse(
-            candidate,
-            f"the next clips score {fresh.mean():.3f} with it and {held.mean():.3f} without",
-        )
-        return held
+        if self._candidate is None:
+            return self._learner.score(batches)
+        verdict = self._verdict(batches)
+        if verdict.passes:
+            self._accept(verdict.best_of(self._accepted))
+            return verdict.fresh
+        self._refuse(self._candidate, f"the next clips {verdict.told(self._accepted)}")
+        return verdict.held
 
-    def _holds(self, candidate: _Candidate) -> bool:
-        """Whether a candidate is no worse on the batch that it learned; where not, refuse it."""
-        fresh = self._learner.score(candidate.batches).mean()
-        held = self._learner.score(candidate.batches, self._accepted.network.network).mean()
-        if fresh >= held - self._rules.canary_drop:
-            return True
-        self._refuse(candidate, f"its own clips score {fresh:.3f} with it and {held:.3f} without")
-        return False
+    def _verdict(self, batches: Sequence[Batch]) -> Verdict:
+        learner, drop = self._learner, self._rules.canary_drop
+        return Verdict.of(self._accepted, drop, lambda network: learner.score(batches, network))
 
     def _publish_unjudged(self) -> bool:
+        """Serve a candidate that no clips came to judge, if what is at hand says nothing else."""
         candidate = self._candidate
-        if candidate is None or candidate.published:
+        if candidate is None or candidate.was_tried:
             return False
         if self._clock() - candidate.learned_ns < self._rules.canary_wait_s * _NS:
             return False
-        if self._holds(candidate):
-            candidate.published = True
-            tensors = self._learner.serving()
-            version = _named(candidate.number, tensors)
-            self._serve(version, self._accepted.version, candidate.number, "unjudged", tensors)
+        own = self._verdict(candidate.batches)
+        if not own.passes:
+            self._refuse(candidate, f"its own clips {own.told(self._accepted)}")
+            return True
+        earlier = self._earlier()
+        candidate.was_tried = True
+        if earlier and not (verdict := self._verdict(earlier)).passes:
+            self._say(
+                "candidate_waits",
+                f"batch {candidate.number} is learned and not served: clips of the batches before "
+                f"{verdict.told(self._accepted)}; the next clips judge it",
+                {"batch": candidate.number},
+            )
+            return True
+        tensors = self._learner.serving()
+        version = _named(candidate.number, tensors)
+        self._serve(version, self._accepted.version, candidate.number, "unjudged", tensors)
         return True
 
+    def _earlier(self) -> list[Batch]:
+        """The latest accepted clips, as far as they are still in the spool; to judge by alone."""
+        stored = self._spool.latest_learned(self._accepted.cursor, self._rules.clips)
+        try:
+            clips = [load(clip.payload, self._base.preset.window_s) for clip in stored]
+        except LabelError as error:
+            _log.warning("clips that were learned cannot be read again: %s", error)
+            return []
+        return self._learner.batches(clips) if clips else []
+
+    def _come_to_order(self, number: int) -> None:
+        """Carry out a journaled order to consolidate, or let it wait for what is to be judged."""
+        if self._candidate is None:
+            self._hold_on(number)
+        else:
+            self._candidate.orders.append(number)
+
     def _hold_on(self, number: int) -> None:
-        """Carry out a journaled order to consolidate."""
-        if self._candidate is not None and self._holds(self._candidate):
-            self._accept()
         self._learner.consolidate()
         before, tensors = self._accepted, self._learner.serving()
         version = _named(number, tensors)
-        self._accepted = self._as_accepted(number, version, before.version, before.tally)
+        self._accepted = self._as_accepted(
+            number, version, before.version, before.tally, before.best
+        )
         self._serve(version, before.version, number, "consolidated", tensors)
         self._keep_if_due()
 
-    def _accept(self) -> None:
+    def _accept(self, best: Rival | None) -> None:
         candidate, before = self._candidate, self._accepted
         assert candidate is not None  # noqa: S101  callers look
         tensors = self._learner.serving()
         version = _named(candidate.number, tensors)
         self._accepted = self._as_accepted(
-            candidate.number, version, before.version, candidate.tally
+            candidate.number, version, before.version, candidate.tally, best
         )
         self._candidate = None
-        if not candidate.published:
+        if version != self._served:
             self._serve(version, before.version, candidate.number, "learned", tensors)
         self._keep_if_due()
+        for number in candidate.orders:
+            self._hold_on(number)
 
-    def _refuse(self, candidate: _Candidate, why: str) -> None:
+    def _refuse(self, candidate: Candidate, why: str) -> None:
+        """Go back. What is served comes first: the spool or the disk may fail."""
         self._go_back()
+        if self._served != self._accepted.version:
+            self._publish("refused", self._served)
         self._set_aside(candidate.number, f"the canary refused it: {why}")
-        if candidate.published:
-            self._publish("refused", "")
+        self._count_frames(candidate.tally)
+        for number in candidate.orders:
+            self._hold_on(number)
+
+    def _count_frames(self, tally: Tally) -> None:
+        """The frames of a batch that was set aside were predicted all the same."""
+        counted = replace(tally, clips=self._accepted.tally.clips)
+        self._accepted = replace(self._accepted, tally=counted)
 
     def _go_back(self) -> None:
         self._candidate = None
@@ -597,7 +633,7 @@ class Learning:
         self._make_room()
         return kept
 
-    def _write(self, accepted: _Accepted) -> Kept:
+    def _write(self, accepted: Accepted) -> Kept:
         learned = Learned(
             version=accepted.version,
             parent=accepted.parent,
@@ -608,8 +644,10 @@ class Learning:
             made_ns=self._now(),
             lineage=self._lineage,
         )
+        best = accepted.best and accepted.best.as_best()
+        state = replace(accepted.state, best=best)
         self._beat()
-        kept = self._store.write(learned, accepted.network.network, accepted.state)
+        kept = self._store.write(learned, accepted.teacher.network, state)
         self._beat()
         return kept
 
@@ -643,6 +681,7 @@ class Learning:
     ) -> None:
         categories = self._learner.categories
         self._tell(Publication(version, parent, batch, reason, categories, tensors))
+        self._served = version
 
     def _say(self, kind: str, detail: str, data: Mapping[str, bool | int | float | str]) -> None:
         _log.info("%s: %s", kind, detail)
@@ -657,7 +696,7 @@ class Learning:
             clips=learned.tally.clips,
             a_auc=learned.tally.mean,
             made_s=learned.made_ns / _NS,
-            served=learned.version == self._accepted.version,
+            served=learned.version == self._served,
             path=str(kept.weights),
         )
 

@@ -2,7 +2,8 @@
 
 ``learned/000000000012/`` holds what the learner is after batch 12 of the journal:
 ``weights.safetensors``, a checkpoint like any other (`atlasd segment --set model.weights=...`), and
-``state.safetensors``, what learning goes on from. The folder appears under its name by one rename,
+``state.safetensors``, what learning goes on from, with the best weights before where those are
+others. The folder appears under its name by one rename,
 after all in it is on disk.
 """
 
@@ -19,18 +20,20 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..model import checkpoints
 from ..model.checkpoints import read_metadata, read_tensors, tensor_hash, write_tensors
 from ..model.network import Network
 from ..model.pretrained import WeightsError
-from .onlinelearner import LearnState
+from .onlinelearner import Best, LearnState
 from .places import make_private
 
 WEIGHTS, STATE = "weights.safetensors", "state.safetensors"
 FORMAT: Final = 1
 _DIGITS = 12
 _DAMAGED = ".damaged"
+_BEST = "best."
 _log = logging.getLogger(__name__)
 
 
@@ -139,13 +142,15 @@ class LearnStore:
                 parent=learned.parent,
                 notes={"method": learned.method, "batch": str(learned.cursor)},
             )
+            tensors = _with_best(state)
             told = {
                 "format": FORMAT,
                 "learned": asdict(learned),
                 "state": state.manifest,
-                "content": tensor_hash(dict(state.tensors)),
+                "best": state.best and state.best.version,
+                "content": tensor_hash(tensors),
             }
-            write_tensors(part / STATE, state.tensors, {"manifest": json.dumps(told)})
+            write_tensors(part / STATE, tensors, {"manifest": json.dumps(told)})
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
             _sync(self.folder)
@@ -224,11 +229,23 @@ class LearnStore:
         if tensor_hash(tensors) != told["content"]:
             raise WeightsError(f"{folder / STATE}: the tensors are not those that were written")
         checkpoints.read(folder / WEIGHTS)
-        return Kept(learned, folder), LearnState(tensors, told["state"])
+        return Kept(learned, folder), _state_of(tensors, told)
 
     def _folders(self) -> list[Path]:
         found = self.folder.glob("[0-9]" * _DIGITS)
         return sorted(path for path in found if path.is_dir())
+
+
+def _with_best(state: LearnState) -> dict[str, Tensor]:
+    best = state.best.tensors if state.best is not None else {}
+    return {**state.tensors, **{_BEST + name: tensor for name, tensor in best.items()}}
+
+
+def _state_of(tensors: dict[str, Tensor], told: dict[str, Any]) -> LearnState:
+    version = told.get("best")
+    best = {n.removeprefix(_BEST): t for n, t in tensors.items() if n.startswith(_BEST)}
+    own = {n: t for n, t in tensors.items() if not n.startswith(_BEST)}
+    return LearnState(own, told["state"], None if version is None else Best(version, best))
 
 
 def _parsed(metadata: dict[str, str]) -> tuple[Learned, dict[str, Any]]:

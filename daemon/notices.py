@@ -17,7 +17,7 @@ class LearningRules:
         clips: of a batch.
         wait_s: how long a clip waits for a batch to fill.
         canary_drop: a candidate whose mean J on the next batch lies by more than this below that of
-            the accepted weights is refused.
+            the accepted weights, or of the best before, is refused.
         canary_wait_s: how long a candidate waits for a next batch before it is published unjudged.
         checkpoint_s: least seconds between two checkpoints.
     """

@@ -72,16 +72,26 @@ class LearnSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Best:
+    """Earlier weights that later ones are compared with: what trains of them, by name."""
+
+    version: str
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class LearnState:
     """All that a learner depends on besides its base and its settings.
 
     Attributes:
         tensors: by name.
         manifest: what JSON can hold.
+        best: the best weights so far, for whoever judges; None: these are, or nobody says.
     """
 
     tensors: Mapping[str, Tensor]
     manifest: Mapping[str, Any]
+    best: Best | None = None
 
 
 class OnlineLearner:

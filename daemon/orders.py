@@ -25,8 +25,9 @@ class Order(Checked):
     Attributes:
         v: version of the wire.
         request: comes back with the answer.
-        order: ``pause`` learn nothing until ``resume``; ``checkpoint`` keep what was learned now;
-            ``consolidate`` let the method keep it; ``versions`` what can be gone back to;
+        order: ``pause`` learn nothing until ``resume``; ``checkpoint`` keep what was accepted, now;
+            ``consolidate`` let the method keep it, once it is judged; ``versions`` what can be gone
+            back to;
             ``rollback`` go back; ``release`` a batch that was set aside, or ``discard`` it.
         version: to go back to; empty: the newest before the one that is served.
         batch: to release or discard.

@@ -530,6 +530,31 @@ class Spool:
             ).fetchone()
         return clips > self.max_clips or total > self.max_bytes
 
+    def latest_learned(self, up_to: int, most: int) -> tuple[StoredClip, ...]:
+        """The latest clips that were learned, as far as a checkpoint may still need them.
+
+        Args:
+            up_to: number of the last batch that counts.
+            most: clips.
+
+        Returns:
+            The newest first, without those that are damaged; none where none is kept any more.
+
+        Raises:
+            StorageError, CorruptError: the file.
+        """
+        with self._file.told():
+            rows: Sequence[tuple[str, bytes, int]] = self._db.execute(
+                "SELECT id, payload, crc32 FROM batches JOIN members ON batch = number"
+                " JOIN clips USING (sequence) JOIN payloads USING (sequence)"
+                " WHERE batches.state = 'journaled' AND number <= ?"
+                " ORDER BY number DESC, place DESC LIMIT ?",
+                (up_to, most),
+            ).fetchall()
+        return tuple(
+            StoredClip(i, payload) for i, payload, crc in rows if zlib.crc32(payload) == crc
+        )
+
     def quarantine(self, number: int, reason: str) -> None:
         """Set a batch aside that is in no checkpoint: it does not come again by itself.
 

@@ -22,8 +22,9 @@ class Consolidator:
     Attributes:
         rule: ``oracle`` leaves it to whoever knows the boundaries; ``every`` counts steps;
             ``plateau`` watches.
-        overdue: whether a consolidation was due for so long, and vetoed because the loss was bad,
-            that someone should look.
+        lifted: how often a consolidation was due for so long, and vetoed because the loss was bad,
+            that it came all the same: after a shift the loss may stay where it is. Someone should
+            look. Counted since this object was made.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Consolidator:
             spread: on a plateau the window's standard deviation is below this share of its mean.
             fall: and its mean falls by no more than this share a step.
             veto: a window whose mean is over this many times the last plateau's is no state to
-                keep.
+                keep, until twice `most` steps are over.
 
         Raises:
             ValueError: a number is out of its bounds.
@@ -69,7 +70,7 @@ class Consolidator:
         self._steps = 0
         self._armed = True
         self._last: tuple[float, float] | None = None
-        self.overdue = False
+        self.lifted = 0
 
     def observe(self, loss: float) -> bool:
         """Take a step's task loss in; whether to consolidate now."""
@@ -91,9 +92,9 @@ class Consolidator:
         due = self._steps >= self._most or (
             self._armed and self._steps >= self._least and self._lies_still(seen)
         )
-        self.overdue = due and bad and self._steps >= 2 * self._most
-        if not due or bad:
+        if not due or (bad and self._steps < 2 * self._most):
             return False
+        self.lifted += bad
         self._armed, self._last = False, (mean, sd)
         return self._restart(True)
 

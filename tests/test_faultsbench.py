@@ -54,6 +54,16 @@ def test_what_is_lost_or_learned_twice_is_seen(changed, batches, counted, lost, 
     assert (fate.lost, fate.twice) == (lost, twice)
 
 
+def test_the_last_batch_is_not_lost_where_no_clips_came_to_judge_it():
+    journal = Journal(
+        {**CLIPS, "e": "journaled"},
+        (*BATCHES, Entry(5, 0, "journaled", ("e",)), Entry(6, 0, "journaled", ())),
+    )
+    fate = fate_of("abcde", journal, learned(), leavings=0)
+    assert fate.is_exact
+    assert (fate.unjudged, fate.refused, fate.counted, fate.learned) == (1, 2, 3, 3)
+
+
 def test_a_clip_that_the_spool_does_not_know_is_lost():
     fate = fate_of("abcde", Journal(CLIPS, BATCHES), learned(), leavings=0)
     assert (fate.lost, fate.is_exact) == (1, False)

@@ -89,22 +89,20 @@ def test_a_replay_consolidates_where_a_person_ordered_it_and_as_often(tmp_path):
         rules = {"drop": 1.0, "checkpoint_s": 1e9}
         learner = learning(spool, store, **rules)
         turns(learner, 2, 4)
-        learner.consolidate()  # batch 3; batch 2 is a candidate
-        assert learner.info().consolidations == 1
+        assert not learner.consolidate()  # batch 3 waits: batch 2 is a candidate
         learner = learning(spool, store, **rules)  # killed: nothing of it is in a checkpoint
+        assert not learner.consolidate()  # batch 4; 1 to 3 are still to be learned again
+        turns(learner, 4)
         assert learner.info().consolidations == 0
-        learner.consolidate()  # batch 4; 1 to 3 are still to be learned again
-        assert learner.info().consolidations == 0
-        turns(learner, 3)
-        assert learner.info().consolidations == 1
-        turns(learner, 1)
+        turns(learner, 1, 4)  # batch 5 judges batch 2
         assert (learner.info().batch, learner.info().consolidations) == (4, 2)
-        turns(learner, 2, 4)
+        turns(learner, 1)
         learner.checkpoint()
-        learner.consolidate()  # batch 7, after the newest checkpoint's last
+        assert not learner.consolidate()  # batch 7, after the newest checkpoint's last
         learner = learning(spool, store, **rules)
         turns(learner, 3, 4)
         assert learner.info().consolidations == 3
+        turns(learner, 1)
         learner.checkpoint()
         learner = learning(spool, store, **rules)
         turns(learner, 3)
@@ -112,8 +110,8 @@ def test_a_replay_consolidates_where_a_person_ordered_it_and_as_often(tmp_path):
     kept, state = store.newest()
     learned = read_journal(tmp_path / "spool").learned(kept.learned.cursor)
     assert [batch.number for batch in learned if not batch.ids] == [3, 4, 7]
-    assert kept.learned.cursor == 9
-    assert kept.learned.tally.clips == 12
+    assert kept.learned.cursor == 8
+    assert kept.learned.tally.clips == 10
     again = replay(tiny_network(), SETTINGS, learned, clips.__getitem__).state()
     assert again.manifest == state.manifest
     assert all(torch.equal(again.tensors[name], state.tensors[name]) for name in state.tensors)

@@ -235,8 +235,9 @@ def test_a_learner_that_was_killed_anywhere_ends_with_the_same_weights(tmp_path,
         ends = [bench.store.newest() for bench in (through, cut)]
         assert ends[0][0].learned.version == ends[1][0].learned.version
         assert ends[0][0].learned.tally == ends[1][0].learned.tally
-        assert ends[0][0].learned.cursor == 4
+        assert ends[0][0].learned.cursor == 3
         assert same(ends[0][1].tensors, ends[1][1].tensors)
+        assert [bench.learning.info().candidate for bench in (through, cut)] == [4, 4]
 
 
 def test_what_a_batch_judged_before_it_was_refused_is_not_judged_again(tmp_path):
@@ -256,14 +257,15 @@ def test_what_a_batch_judged_before_it_was_refused_is_not_judged_again(tmp_path)
 
 
 def test_what_a_checkpoint_holds_is_not_learned_again(bench):
-    bench.put(*(toy(k) for k in range(4)))
+    bench.put(*(toy(k) for k in range(6)))
     bench.turns()
     bench.learning.checkpoint()
     assert bench.learning.info().batch == 2
-    assert bench.states() == {"consumed": 4}
+    assert bench.states() == {"consumed": 4, "journaled": 2}
     bench.begin()
-    assert bench.turns() == 0
     assert bench.learning.info().clips == 4
+    assert bench.turns() == 1, "the candidate is learned again"
+    assert bench.learning.info().clips == 6
     assert bench.publications[-1].reason == "resumed"
     assert bench.publications[-1].version == bench.learning.info().version
 
@@ -276,6 +278,7 @@ def test_an_intake_that_is_small_never_refuses_for_ever(tmp_path, max_clips, che
     bench = Bench(
         tmp_path, rules=dataclasses.replace(RULES, checkpoint_s=checkpoint_s), max_clips=max_clips
     )
+    batch = min(max_clips, RULES.clips)
     with bench.spool:
         for k in range(10):
             for _ in range(4):
@@ -291,10 +294,11 @@ def test_an_intake_that_is_small_never_refuses_for_ever(tmp_path, max_clips, che
         bench.wait(8)
         bench.turns()
         bench.learning.checkpoint()
-        assert bench.states() == {"consumed": 10}
+        states = bench.states()
+        assert states["consumed"] + states["journaled"] == 10
+        assert states["journaled"] <= batch, "only the candidate is not accepted"
         assert bench.learning.info().clips == 10
         status = bench.spool.status()
-        batch = min(max_clips, RULES.clips)
         assert status.held <= 2 * max_clips + 2 * batch
         kept = bench.store.all()
         assert kept[0].learned.cursor == status.retired_up_to
@@ -304,7 +308,7 @@ def test_an_intake_that_is_small_never_refuses_for_ever(tmp_path, max_clips, che
 
 
 def test_new_classes_get_rows_and_old_rows_stay(bench):
-    bench.put(toy(0, "bell"), toy(1, "drum"), toy(2, "horn"), toy(3, "bell"))
+    bench.put(toy(0, "bell"), toy(1, "drum"), toy(2, "horn"), toy(3, "bell"), toy(4), toy(5))
     bench.turns()
     bench.learning.checkpoint()
     assert bench.publications[0].categories == ("bell", "drum")
@@ -350,32 +354,71 @@ def test_going_back_restores_the_weights_and_sets_aside_what_came_after(bench):
 def test_an_order_to_consolidate_makes_a_version_of_its_own_and_can_be_gone_back_from(bench):
     bench.put(*(toy(k) for k in range(4)))
     bench.turns()
-    bench.learning.consolidate()
+    assert not bench.learning.consolidate(), "batch 2 is not judged"
+    assert bench.turns() == 0
+    assert bench.learning.info().consolidations == 0
+    bench.put(toy(4), toy(5))
+    bench.turns()
     learned, held = bench.publications[-2:]
     assert (learned.batch, learned.reason) == (2, "learned")
     assert (held.batch, held.reason, held.parent) == (3, "consolidated", learned.version)
     assert same(held.tensors, learned.tensors)
-    assert bench.learning.info().consolidations == 1
+    info = bench.learning.info()
+    assert (info.consolidations, info.batch, info.candidate) == (1, 3, 4)
     assert [v.batch for v in bench.learning.versions()] == [1, 2, 3]
     bench.learning.rollback()
     assert bench.learning.info().consolidations == 0
-    assert not bench.spool.status().set_aside
+    assert [a.number for a in bench.spool.status().set_aside] == [4]
     assert bench.turns() == 0
     assert bench.spool.waiting(2).journaled is False
 
 
-def test_a_candidate_that_does_not_hold_is_set_aside_before_an_ordered_consolidation(tmp_path):
-    bench = Bench(tmp_path, rules=dataclasses.replace(RULES, canary_drop=-1))  # nothing holds
+def test_an_order_to_consolidate_is_carried_out_at_once_where_nothing_waits_to_be_judged(bench):
+    assert bench.learning.consolidate()
+    assert bench.publications[-1].reason == "consolidated"
+    assert bench.learning.info().consolidations == 1
+
+
+def test_orders_that_wait_for_a_judgement_survive_a_restart_in_their_place(tmp_path):
+    """And are carried out once, whether the candidate before them was judged before the death."""
+    through, cut = (
+        Bench(tmp_path / n, rules=dataclasses.replace(RULES, checkpoint_s=1e9))
+        for n in ("through", "cut")
+    )
+    with through.spool, cut.spool:
+        for bench in (through, cut):
+            bench.put(*(toy(k) for k in range(4)))
+            bench.turns()
+            assert not bench.learning.consolidate()
+            assert not bench.learning.consolidate()
+            if bench is cut:
+                bench.begin()
+            bench.put(*(toy(k) for k in range(4, 8)))
+            bench.turns()
+            if bench is cut:
+                bench.begin()
+                bench.turns()
+            bench.learning.checkpoint()
+            info = bench.learning.info()
+            assert (info.consolidations, info.batch, info.candidate) == (2, 5, 6)
+        one, two = (bench.store.newest()[1] for bench in (through, cut))
+        assert same(one.tensors, two.tensors)
+
+
+def test_a_candidate_that_is_refused_is_not_held_on_to_by_an_order_that_waited(tmp_path):
+    bench = Bench(tmp_path, rules=dataclasses.replace(RULES, canary_drop=-1))  # nothing passes
     with bench.spool:
         before = bench.learning.info().version
         bench.put(toy(0), toy(1))
         bench.turns()
         assert bench.learning.info().candidate == 1
         bench.learning.consolidate()
+        bench.put(toy(2), toy(3))
+        bench.turns()
         assert bench.kinds.count("batch_refused") == 1
         (published,) = bench.publications
-        assert (published.batch, published.parent) == (2, before)
-        assert bench.states() == {"quarantined": 2}
+        assert (published.batch, published.reason, published.parent) == (2, "consolidated", before)
+        assert bench.states() == {"quarantined": 2, "journaled": 2}
 
 
 def test_going_back_survives_a_restart(bench):
@@ -518,14 +561,14 @@ def test_consolidations_are_counted_for_every_method_and_across_restarts(
     )
     bench = Bench(tmp_path, settings, dataclasses.replace(RULES, canary_drop=1))
     with bench.spool:
-        bench.put(*(toy(k) for k in range(4)))
+        bench.put(*(toy(k) for k in range(6)))
         bench.turns()
+        assert bench.learning.info().consolidations == told + (told > 0)
         bench.learning.checkpoint()
+        bench.begin()
         info = bench.learning.info()
         assert info.steps == 4
         assert info.consolidations == told
-        bench.begin()
-        assert bench.learning.info().consolidations == told
 
 
 def test_a_base_that_ships_its_importance_is_held_across_restarts(tmp_path):
@@ -542,7 +585,7 @@ def test_a_base_that_ships_its_importance_is_held_across_restarts(tmp_path):
     free = Bench(tmp_path / "free", settings)
     with held.spool, free.spool:
         for bench in (held, free):
-            bench.put(*(toy(k) for k in range(4)))
+            bench.put(*(toy(k) for k in range(6)))
             bench.turns()
             bench.learning.checkpoint()
         held.begin()

@@ -49,14 +49,14 @@ def resume(
 def checkpoint(
     endpoint: IntakeEndpoint = ENDPOINT, as_json: AsJson = False, timeout_s: Patience = TIMEOUT_S
 ) -> None:
-    """Keep what a daemon has learned so far, now."""
+    """Keep what a daemon has learned so far and the canary passed, now."""
     _order(endpoint, as_json, timeout_s, order="checkpoint")
 
 
 def consolidate(
     endpoint: IntakeEndpoint = ENDPOINT, as_json: AsJson = False, timeout_s: Patience = TIMEOUT_S
 ) -> None:
-    """Hold on to what was learned so far, as at the end of a task, plateau or not."""
+    """Hold on to what was learned so far, as at a task's end, once its last batch is judged."""
     _order(endpoint, as_json, timeout_s, order="consolidate")
 
 
@@ -140,6 +140,6 @@ def _show(carried: Carried) -> None:
             str(each.clips),
             "" if each.a_auc is None else f"{each.a_auc:.3f}",
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.made_s)),
-            "newest" if each.served else "",
+            "served" if each.served else "",
         )
     console.print(table)

@@ -58,6 +58,7 @@ class Fate:
         granted: clips that the daemon acknowledged.
         consumed: of them, those that the newest checkpoint holds.
         aside: of them, those that wait in quarantine for a person.
+        unjudged: of them, those of the last batch, which is learned and waits to be judged.
         lost: of them, all others, and those that no batch has.
         twice: clips in more than one batch that was not released.
         counted: clips that the newest checkpoint counts.
@@ -70,6 +71,7 @@ class Fate:
     granted: int
     consumed: int
     aside: int
+    unjudged: int
     lost: int
     twice: int
     counted: int
@@ -217,21 +219,24 @@ def fate_of(granted: Collection[str], journal: Journal, learned: Learned, leavin
         leavings: pieces of checkpoints that lie about.
     """
     held = [batch for batch in journal.batches if batch.state != "released"]
+    last = journal.unjudged()
     batches_of = Counter(clip_id for batch in held for clip_id in batch.ids)
     states = {clip_id: journal.clips.get(clip_id) for clip_id in granted if batches_of[clip_id]}
     consumed = sum(state == "consumed" for state in states.values())
     aside = sum(state == "quarantined" for state in states.values())
+    unjudged = sum(clip_id in states for clip_id in last)
     batches = journal.learned(learned.cursor)
     return Fate(
         granted=len(granted),
         consumed=consumed,
         aside=aside,
-        lost=len(granted) - consumed - aside,
+        unjudged=unjudged,
+        lost=len(granted) - consumed - aside - unjudged,
         twice=sum(count > 1 for count in batches_of.values()),
         counted=learned.tally.clips,
         learned=sum(len(batch.ids) for batch in batches),
         batches=len(journal.batches),
-        refused=len(journal.batches) - len(batches),
+        refused=sum(batch.state != "journaled" for batch in journal.batches),
         leavings=leavings,
     )
 
@@ -275,6 +280,7 @@ def _table(report: FaultsReport) -> Table:
         ("clips granted", fate.granted, ""),
         ("of them learned", fate.consumed, ""),
         ("of them set aside", fate.aside, ""),
+        ("of them learned last, not judged yet", fate.unjudged, ""),
         ("of them lost", fate.lost, "0"),
         ("in two batches", fate.twice, "0"),
         ("clips that the checkpoint counts", fate.counted, str(fate.learned)),

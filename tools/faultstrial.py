@@ -177,15 +177,16 @@ class Trial:
         advance(victim)
 
     def _settle(self, daemon: LiveDaemon) -> None:
-        """Wait until no clip waits, and let all be kept."""
+        """Wait until no clip waits and all are kept, but the last ones, which none judges."""
         folder = spool_folder(self._config)
         states: Counter[ClipState] = Counter()
         with LabelClient(self._config.intake.endpoint, timeout_s=_ORDER_S, attempts=1) as client:
             until = time.monotonic() + _SETTLED_S
             while time.monotonic() < until:
                 daemon.until(lambda: daemon.is_at_work, "at work")
-                states = Counter(read_journal(folder).clips.values())
-                if not states["pending"] + states["journaled"]:
+                journal = read_journal(folder)
+                states = Counter(journal.clips.values())
+                if not states["pending"] and states["journaled"] <= len(journal.unjudged()):
                     return
                 if not states["pending"]:
                     with suppress(LabelRefusedError, NoAnswerError):  # it is asked again
