@@ -2,8 +2,8 @@
 
 `Trainer` makes optimizer steps from batches and can be saved and restored between any two of them
 so exactly that an interrupted run ends with the same bits as an uninterrupted one (same machine,
-same thread count). `fit` drives it over epochs, lets validation select what is kept, and leaves
-its state behind after every epoch.
+same thread count). `fit` drives it over epochs, lets validation select what is kept, and has
+its state left behind now and then.
 
 The loop owns no data, no loss and no method: a feed gives the batches of an epoch, a function turns
 a batch into named scalars of which ``loss`` is differentiated, a continual-learning method
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import read_tensors, write_tensors
+from .checkpoints import read_metadata, read_tensors, write_tensors
 from .consolidator import Consolidator
 from .method import Batch, Method
 from .network import Output
@@ -360,7 +361,7 @@ class Trainer:
         """Whether a file is there, and is a state of this part of the run: its notes are ours."""
         if not path.exists():
             return False
-        manifest = json.loads(read_tensors(path)[1].get("manifest", "{}"))
+        manifest = json.loads(read_metadata(path).get("manifest", "{}"))
         return manifest.get("notes", {}) == self._notes
 
     def restore(self, path: Path) -> None:
@@ -424,29 +425,40 @@ def fit(
     trainer: Trainer,
     feed: Feed,
     *,
-    state: Path | None = None,
+    save: Callable[[], None] | None = None,
     validate: Callable[[], float] | None = None,
     keep: Callable[[float], None] | None = None,
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
-    save_every: int = 0,
+    save_every_s: float = 60.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Train until all epochs are done, from wherever the trainer stands.
 
     Args:
         trainer: fresh or restored.
         feed: gives the batches.
-        state: where the run's state is written after every epoch (and every ``save_every``
-            steps, if that is not 0); None writes none.
+        save: called between two steps, or after validation, to leave the run's state behind,
+            whenever ``save_every_s`` have passed since it was, or since the beginning. What is left
+            at the end is the caller's.
         validate: called after every epoch with the averaged weights in place and the network in
             ``eval()``; gives a score, higher is better, NaN never is the best.
         keep: called with the score, under the same conditions, whenever it is the best so far.
         on_step: told the number of steps made and the step's scalars.
-        save_every: see ``state``.
+        save_every_s: seconds from 0. A state may take gigabytes, an epoch a second.
+        clock: tells seconds.
 
     Raises:
         TrainingError: if a loss or gradient is not finite, or a feed gives fewer batches than
             the trainer was told.
     """
+    saved = clock()
+
+    def save_if_due() -> None:
+        nonlocal saved
+        if save is not None and clock() - saved >= save_every_s:
+            save()
+            saved = clock()
+
     while not trainer.finished:
         epoch = trainer.epoch
         trainer.network.train()
@@ -456,8 +468,7 @@ def fit(
                 on_step(trainer.step_count, scalars)
             if trainer.epoch > epoch:
                 break
-            if state is not None and save_every and trainer.step_count % save_every == 0:
-                trainer.save(state)
+            save_if_due()
         if trainer.epoch == epoch:
             raise TrainingError(
                 f"the feed of epoch {epoch} ended after {trainer.step_in_epoch} batches; "
@@ -465,8 +476,7 @@ def fit(
             )
         if validate is not None:
             _select(trainer, validate, keep)
-        if state is not None:
-            trainer.save(state)
+        save_if_due()
 
 
 def _select(

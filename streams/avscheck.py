@@ -97,6 +97,7 @@ class _ClipFindings:
 def check(
     root: Path,
     *,
+    only: Subset | None = None,
     limit: int = 20,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -105,6 +106,7 @@ def check(
 
     Args:
         root: the folder that holds ``Single-source`` or ``Multi-sources`` or both.
+        only: read this subset alone; None reads those that are there.
         limit: problems of each kind to keep; all are counted.
         workers: threads; None takes two for each processor, at most 16.
         progress: called with the clips done and their number, from this thread.
@@ -127,6 +129,7 @@ def check(
     manifest = read_manifest(root)
     tables = [(folder, read_table(folder)) for folder in folders]
     avsbench = manifest is None and all(_is_avsbench(folder, rows) for folder, rows in tables)
+    tables = [(folder, rows) for folder, rows in tables if only in (None, folder.subset)]
     log = _Log(limit)
     done, total = 0, sum(len(rows) for _, rows in tables)
     reports: list[SubsetReport] = []
@@ -187,14 +190,18 @@ def _subset_report(
 
 def _check_clip(folder: SubsetFolder, row: Row) -> _ClipFindings:
     problems: list[Problem] = []
-    picture = _check_frames(folder, row, problems)
-    masks, empty = _check_masks(folder, row, problems)
+    picture, sizes = _check_frames(folder, row, problems)
+    masks, empty = _check_masks(folder, row, sizes, problems)
     sound = _check_sound(folder.sound(row), problems)
     return _ClipFindings(row, problems, masks, empty, picture, sound)
 
 
-def _check_frames(folder: SubsetFolder, row: Row, problems: list[Problem]) -> bytes | None:
+def _check_frames(
+    folder: SubsetFolder, row: Row, problems: list[Problem]
+) -> tuple[bytes | None, dict[int, tuple[int, int]]]:
+    """A digest of the first picture, and the sizes of all that can be read, by number."""
     digest: bytes | None = None
+    sizes: dict[int, tuple[int, int]] = {}
     for k in range(1, FRAMES_PER_CLIP + 1):
         path = folder.frame(row, k)
         picture = _picture(path, "frame", problems)
@@ -202,10 +209,14 @@ def _check_frames(folder: SubsetFolder, row: Row, problems: list[Problem]) -> by
             continue
         if k == 1:
             digest = blake2b(picture.tobytes(), digest_size=16).digest()
-    return digest
+        sizes[k] = picture.size
+    return digest, sizes
 
 
-def _check_masks(folder: SubsetFolder, row: Row, problems: list[Problem]) -> tuple[int, int]:
+def _check_masks(
+    folder: SubsetFolder, row: Row, sizes: Mapping[int, tuple[int, int]], problems: list[Problem]
+) -> tuple[int, int]:
+    """How many masks there are, and how many of them are empty."""
     read = empty = 0
     for k in range(1, FRAMES_PER_CLIP + 1):
         path = folder.mask(row, k)
@@ -215,6 +226,13 @@ def _check_masks(folder: SubsetFolder, row: Row, problems: list[Problem]) -> tup
         mask = _picture(path, "mask", problems)
         if mask is None:
             continue
+        size = sizes.get(k, mask.size)
+        if not _is_alike(mask.size, size):
+            detail = (
+                f"is {mask.size[0]}x{mask.size[1]}, its picture {size[0]}x{size[1]}: scaled alike "
+                "they would not match; make the mask in its picture's proportions"
+            )
+            problems.append(Problem("error", "mask_shape", path, detail))
         grey = np.asarray(mask.convert("L"))
         read += 1
         empty += not (grey > 127).any()
@@ -223,6 +241,11 @@ def _check_masks(folder: SubsetFolder, row: Row, problems: list[Problem]) -> tup
             detail = f"has {between} pixels that are neither 0 nor 255; over 127 counts as 1"
             problems.append(Problem("warning", "mask_values", path, detail))
     return read, empty
+
+
+def _is_alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether sizes in px have one aspect ratio, up to a pixel's rounding."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
 
 
 def _check_sound(path: Path, problems: list[Problem]) -> bytes | None:
@@ -368,18 +391,10 @@ def _leaks(folder: SubsetFolder, findings: list[_ClipFindings]) -> Iterator[Prob
 
 
 def _orphans(folder: SubsetFolder, rows: list[Row]) -> Iterator[Problem]:
-    expected = {
-        path
-        for row in rows
-        for path in (
-            folder.sound(row),
-            *(folder.frame(row, k + 1) for k in range(FRAMES_PER_CLIP)),
-            *(folder.mask(row, k + 1) for k in range(FRAMES_PER_CLIP)),
-        )
-    }
+    expected = {path for row in rows for path in folder.files(row)}
     for name in ("visual_frames", "gt_masks", "audio_wav"):
         for path in _files_below(folder.data / name):
-            if path not in expected:
+            if str(path) not in expected:
                 yield Problem("warning", "orphan", path, "belongs to no clip of the table")
 
 

@@ -110,6 +110,12 @@ class SubsetFolder:
         """The clip's sound."""
         return self.data / "audio_wav" / self._group(row) / f"{row.name}.wav"
 
+    def files(self, row: Row) -> tuple[str, ...]:
+        """All that a clip may have: its sound, pictures and masks; as text, as a set has 55,000."""
+        heads = [str(path(row, 1)).removesuffix("1.png") for path in (self.frame, self.mask)]
+        pictures = (f"{head}{k}.png" for head in heads for k in range(1, FRAMES_PER_CLIP + 1))
+        return (str(self.sound(row)), *pictures)
+
 
 _FOLDER_NAMES: Mapping[Subset, str] = {"s4": "Single-source", "ms3": "Multi-sources"}
 

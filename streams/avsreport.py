@@ -109,17 +109,25 @@ class Report:
             for row in (table.columns, *table.rows):
                 cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
                 lines.append("  ".join(cells).rstrip())
-        shown = Counter((problem.severity, problem.kind) for problem in self.problems)
         if self.problems:
             lines.append("")
-        for problem in self.problems:
-            lines.append(f"{problem.severity}: {problem.path}: {problem.detail}")
-        for (severity, kind), count in self.totals.items():
-            if count > shown[severity, kind]:
-                rest = count - shown[severity, kind]
-                lines.append(f"{severity}: and {rest} more of kind {kind.replace('_', ' ')}")
+        lines += [f"{severity}: {line}" for severity, line in self._told()]
         lines += ["", "The data set is sound." if self.ok else "The data set has errors."]
         return lines
+
+    def errors(self) -> list[str]:
+        """What is wrong, one a line, and how much more of a kind there is; no warnings."""
+        return [line for severity, line in self._told() if severity == "error"]
+
+    def _told(self) -> list[tuple[Severity, str]]:
+        told: list[tuple[Severity, str]] = [
+            (found.severity, f"{found.path}: {found.detail}") for found in self.problems
+        ]
+        shown = Counter((found.severity, found.kind) for found in self.problems)
+        for (severity, kind), count in self.totals.items():
+            if more := count - shown[severity, kind]:
+                told.append((severity, f"and {more} more of kind {kind.replace('_', ' ')}"))
+        return told
 
 
 def _clip_table(found: SubsetReport) -> Table:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
+import subprocess
+import sys
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from atlasd.model.methods import load as load_method
 from atlasd.streams.toyworld import write_dataset
 from atlasd.tools import cli
 from atlasd.tools.diskcache import DiskCache
 from atlasd.tools.evaluate import EvaluateError, Options, evaluate
-from atlasd.tools.launcher import Event, Job, Workers
+from atlasd.tools.launcher import Event, InProcess, Job, Workers
+from atlasd.tools.replay import replay
+from atlasd.tools.runnetwork import state_bytes
 from atlasd.tools.runspec import GridError, RunSpec, expand, grid_of, shipped_grids
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -263,6 +272,125 @@ def test_data_that_is_not_sound_is_refused_with_what_is_wrong(tmp_path):
         evaluate([spec], options(tmp_path), told()[0])
 
 
+def test_data_is_read_again_once_a_file_of_it_has_changed(tmp_path):
+    """A first check found all in order and said so on disk."""
+    root = write_dataset(tmp_path / "toy", {"train": 1, "val": 1, "test": 1}, size_px=64)
+    told_options = options(tmp_path)
+    with pytest.raises(EvaluateError) as caught:  # what is wrong is the split alone
+        evaluate([RunSpec(data=root, **(SMALL | {"split": "9-9"}))], told_options, told()[0])
+    assert "mask" not in str(caught.value)
+    mask = next((root / "Single-source" / "s4_data" / "gt_masks" / "test").rglob("*_3.png"))
+    mask.unlink()
+    with pytest.raises(EvaluateError, match=mask.name):
+        evaluate([RunSpec(data=root, **SMALL)], told_options, told()[0])
+
+
+def test_a_mask_of_another_shape_than_its_picture_is_refused(tmp_path):
+    """AVSBench has 224x224 for both; what is only scaled is not refused, what is distorted is."""
+    root = write_dataset(tmp_path / "toy", {"train": 1, "val": 1, "test": 1}, size_px=64)
+    masks = (root / "Single-source" / "s4_data" / "gt_masks" / "test").rglob("*_3.png")
+    scaled, flat = next(masks), next(masks)
+    for path, size in ((scaled, (32, 32)), (flat, (64, 16))):
+        Image.fromarray(np.zeros(size[::-1], np.uint8)).save(path)
+    with pytest.raises(EvaluateError) as caught:
+        evaluate([RunSpec(data=root, **SMALL)], options(tmp_path), told()[0])
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{flat}: is 64x16, its picture 64x64")
+
+
+def test_a_half_that_no_run_needs_is_not_read(tmp_path):
+    counts = {"train": 1, "val": 1, "test": 1}
+    root = write_dataset(tmp_path / "toy", counts, ms3_counts=counts, size_px=64)
+    for path in (root / "Multi-sources").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(EvaluateError) as caught:
+        evaluate([RunSpec(data=root, **(SMALL | {"split": "9-9"}))], options(tmp_path), told()[0])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [("cuda:99", "device cuda:99 is not there: torch finds"), ("gpu1", "'gpu1' is unknown")],
+)
+def test_a_device_that_is_not_there_is_refused(device, why, data, tmp_path):
+    spec = RunSpec(data=data, **SMALL)
+    with pytest.raises(EvaluateError, match=why):
+        evaluate([spec], options(tmp_path, devices=(device,)), told()[0])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_runs_of_a_gpu_are_refused_where_there_is_none_and_can_be_sent_elsewhere(data, tmp_path):
+    """Also the last run that is left, which is made in this process whatever the workers are."""
+    spec = RunSpec(data=data, **(SMALL | {"device": "cuda"}))
+    with pytest.raises(EvaluateError, match=r"device cuda is not there.*--device cpu"):
+        evaluate([spec], options(tmp_path), told()[0])
+    assert evaluate([spec], options(tmp_path, workers=2, devices=("cpu",)), told()[0])
+
+
+def test_room_is_asked_for_by_the_size_of_the_states(data, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(1 << 40, 0, 5 << 30))
+    told_options = options(tmp_path, checked=True, workers=2)
+    large = {"network": "atlas", "random": True, "trainable": "all"}
+    specs = [RunSpec(data=data, method="si", seed=seed, **large) for seed in (0, 1)]
+    with pytest.raises(EvaluateError, match=r"5\.0 GB are free there; \d\d\.\d GB are needed"):
+        evaluate([*specs, RunSpec(data=data, split="9-9")], told_options, told()[0])
+    with pytest.raises(EvaluateError) as caught:
+        evaluate([RunSpec(data=data, **(SMALL | {"split": "9-9"}))], told_options, told()[0])
+    assert "free" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["si", "atlas", "finetune"])
+def test_a_state_is_about_as_large_as_was_thought(method, data, tmp_path):
+    spec = RunSpec(data=data, method=method, **(SMALL | {"tasks": 1}))
+    sizes: list[int] = []
+
+    def look(_what, _share):
+        path = tmp_path / "run" / "state.safetensors"
+        sizes.extend([path.stat().st_size] if path.exists() else [])
+
+    replay(spec, tmp_path / "run", save_s=0, progress=look)
+    expected = state_bytes(spec, load_method(method).trainable)
+    overhead = 200_000  # names of tensors, the class head, torch's random numbers
+    assert 0.3 * expected < max(sizes) < expected + overhead
+
+
+def test_results_of_another_configuration_are_refused_at_once_for_all_runs(data, tmp_path):
+    specs = [RunSpec(data=data, seed=seed, **(SMALL | {"tasks": 1})) for seed in (0, 1)]
+    assert evaluate(specs[:1], options(tmp_path), told()[0])
+    (metrics,) = (tmp_path / "runs").rglob("metrics.json")
+    unfinished = tmp_path / "runs" / specs[1].folder
+    replay(specs[1], unfinished)
+    (unfinished / "metrics.json").unlink()
+    before = metrics.read_bytes()
+    others = [spec.model_copy(update={"epochs": 2, "lr": 0.5}) for spec in specs]
+    with pytest.raises(EvaluateError) as caught:
+        evaluate(others, options(tmp_path), told()[0])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert all("another configuration; it differs in epochs, lr: name" in line for line in lines)
+    assert metrics.read_bytes() == before
+
+
+def test_a_run_whose_twin_is_another_is_refused_at_once(data, tmp_path):
+    spec = RunSpec(data=data, **(SMALL | {"tasks": 1}))
+    assert evaluate([spec], options(tmp_path), told()[0])
+    other = spec.model_copy(update={"protocol": "til", "lr": 0.5})
+    with pytest.raises(EvaluateError, match="differs in lr"):
+        evaluate([other], options(tmp_path), told()[0])
+
+
+def test_nothing_is_left_in_a_folder_that_is_somebody_elses(data, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "failed.json").write_text("mine, too")
+    events: list[Event] = []
+    InProcess().run([job_of(data, tmp_path, tmp_path)], events.append)
+    assert [(event.kind, "other files" in event.what) for event in events] == [("failed", True)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["failed.json", "notes.txt"]
+    assert (tmp_path / "failed.json").read_text() == "mine, too"
+
+
 # -- runs --------------------------------------------------------------------------------------
 
 
@@ -287,6 +415,8 @@ def test_an_eleventh_method_needs_one_file(data, tmp_path):
         "calm",
         "--methods",
         str(own),
+        "--cache",
+        str(tmp_path / "cache"),
         "--cache-gb",
         "0",
         "-s",
@@ -348,6 +478,84 @@ def test_a_worker_that_dies_fails_its_run_and_leaves_the_others_going(data, tmp_
     assert (tmp_path / "finetune" / "metrics.json").exists()
 
 
+def job_of(data, folder, tmp_path, own=(), **told_run):
+    told_run = SMALL | told_run
+    return Job(RunSpec(data=data, **told_run), folder, own, tmp_path / "cache", 0, save_s=0)
+
+
+def test_a_full_disk_fails_runs_with_the_file_and_what_to_do_and_they_can_go_on(data, tmp_path):
+    """A real limit of this process's files; not even the reason fits on the disk."""
+    changes = {"tasks": 1}
+    jobs = [
+        job_of(data, tmp_path / method, tmp_path, method=method, **changes)
+        for method in ("atlas", "finetune")
+    ]
+    events: list[Event] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (60_000, 10):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            InProcess().run(jobs, events.append)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        ends = [event for event in events if event.kind != "progress"]
+        assert [event.kind for event in ends] == ["failed", "failed"]
+        assert all("File too large" in event.what for event in ends)
+        assert all("free space or mend the folder" in event.what for event in ends)
+        events.clear()
+    InProcess().run(jobs, events.append)
+    assert [event.kind for event in events if event.kind != "progress"] == ["done", "done"]
+    assert not list(tmp_path.rglob("failed.*"))
+
+
+def test_whatever_a_run_raises_it_fails_alone_and_its_traceback_is_kept(data, tmp_path):
+    own = tmp_path / "methods"
+    own.mkdir()
+    (own / "broken.py").write_text(
+        "from dataclasses import dataclass\nfrom ..method import Method\n\n"
+        "@dataclass(eq=False)\nclass Broken(Method):\n"
+        "    def after_step(self):\n        raise RuntimeError('CUDA error: unspecified')\n"
+    )
+    jobs = [
+        job_of(data, tmp_path / method, tmp_path, (own,), method=method, tasks=1)
+        for method in ("broken", "finetune")
+    ]
+    events: list[Event] = []
+    InProcess().run(jobs, events.append)
+    ends = {event.job: event for event in events if event.kind != "progress"}
+    assert [ends[n].kind for n in range(2)] == ["failed", "done"]
+    log = tmp_path / "broken" / "failed.log"
+    assert "RuntimeError: CUDA error: unspecified" in ends[0].what
+    assert str(log) in ends[0].what
+    assert "in after_step" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_what_a_library_or_a_child_writes_to_a_workers_output_is_no_event(data, tmp_path):
+    """Below Python's own output, and by a child, which also finds no job on its input."""
+    own = tmp_path / "methods"
+    own.mkdir()
+    (own / "noisy.py").write_text(
+        "import os\nimport subprocess\nfrom dataclasses import dataclass\n"
+        "from ..method import Method\n\n"
+        "@dataclass(eq=False)\nclass Noisy(Method):\n"
+        "    def begin(self, segment):\n"
+        "        os.write(1, b'a library says hello\\n')\n"
+        "        subprocess.run(['sh', '-c', 'echo child; cat'], check=True)\n"
+    )
+    jobs = [
+        job_of(data, tmp_path / method, tmp_path, (own,), method=method, tasks=1)
+        for method in ("noisy", "finetune")
+    ]
+    events: list[Event] = []
+    Workers(1, tmp_path / "logs").run(jobs, events.append)
+    assert [event.kind for event in events if event.kind != "progress"] == ["done", "done"]
+    log = (tmp_path / "logs" / "worker0.log").read_text()
+    assert "a library says hello" in log
+    assert "child" in log
+
+
 def test_a_job_survives_its_line(data, tmp_path):
     job = Job(RunSpec(data=data, **SMALL), tmp_path, (tmp_path,), tmp_path, 5)
     assert Job.from_json(job.to_json()) == job
@@ -402,10 +610,44 @@ def test_a_damaged_file_counts_as_missing(damage, tmp_path):
     assert cache.get("key", lambda: {"x": np.arange(4)})["x"].tolist() == [0, 1, 2, 3]
 
 
+def test_a_file_that_another_process_drops_meanwhile_is_no_failure(tmp_path, monkeypatch):
+    array = {"x": np.zeros(10_000, np.uint8)}
+    DiskCache(tmp_path, 1 << 20).get("one", lambda: array)
+    glob = Path.glob
+
+    def raced(folder, pattern):
+        for path in list(glob(folder, pattern)):
+            if pattern.endswith("npz"):
+                path.unlink()
+            yield path
+
+    monkeypatch.setattr(Path, "glob", raced)
+    for most in (1 << 20, 10):
+        cache = DiskCache(tmp_path, most)
+        assert cache.get(f"two {most}", lambda: array)["x"].size == 10_000
+
+
+def test_what_killed_processes_were_writing_is_swept_out_of_the_cache(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / "ab").mkdir()
+    dead = tmp_path / "ab" / f"x.{process.pid}.part"
+    alive = tmp_path / "ab" / f"x.{os.getppid()}.part"
+    for path in (dead, alive):
+        path.write_bytes(bytes(1000))
+    DiskCache(tmp_path, 1 << 20).get("key", lambda: {"x": np.zeros(3)})
+    assert (dead.exists(), alive.exists()) == (False, True)
+
+
 def test_a_cache_of_nothing_keeps_nothing(tmp_path):
     cache = DiskCache(tmp_path / "none", 0)
     cache.get("key", lambda: {"x": np.arange(3)})
     assert not (tmp_path / "none").exists()
+
+
+def test_the_help_names_every_grid_and_the_cache():
+    text = CliRunner().invoke(cli.app, ["evaluate", "--help"], env={"COLUMNS": "400"}).output
+    assert all(name in text for name in (*shipped_grids(), "--cache ", "--save-s", "--checked"))
 
 
 def test_shipped_grids_are_plain_yaml():

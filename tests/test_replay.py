@@ -211,6 +211,10 @@ def test_a_twin_of_another_configuration_is_refused(whole, data, cache, tmp_path
         replay(spec(data, protocol="til", epochs=2), tmp_path / "til", cache=cache, twin=whole)
 
 
+def costs_of(folder):
+    return json.loads((folder / "costs.json").read_text())
+
+
 class StopError(Exception):
     """Stands for a kill."""
 
@@ -226,8 +230,10 @@ def replay_in_two(told, folder, whole, stop, cache):
             raise StopError
 
     with pytest.raises(StopError):
-        replay(told, folder, cache=cache, progress=interrupt)
+        replay(told, folder, cache=cache, save_s=0, progress=interrupt)
     resumed = replay(told, folder, cache=cache)
+    for name in ("steps", "frames"):
+        assert costs_of(folder)[name] == costs_of(whole)[name]
     assert (folder / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
     return resumed
 
@@ -344,6 +350,54 @@ def test_a_stream_without_boundaries_resumes_with_its_optimizer(method, data, ca
     assert "class_cil" not in whole["measures"], "several sources have no label"
 
 
+class KillError(BaseException):
+    """Stands for SIGKILL: nobody catches it."""
+
+
+@pytest.mark.parametrize("at", [4, 5, 6])
+@pytest.mark.parametrize("consolidate", ["oracle", "every:2"])
+def test_a_stream_that_is_killed_at_one_write_after_the_other_loses_no_frame(
+    consolidate, at, data, cache, tmp_path, monkeypatch
+):
+    """Each attempt is killed before its so-manyth file is renamed into place, whichever that is."""
+    told = spec(
+        data,
+        protocol="task-free",
+        split="2-2",
+        schedule="stream",
+        consolidate=consolidate,
+        batch=4,
+        score_frames="one",
+    )
+    expected = tmp_path.parent / f"stream-{consolidate.replace(':', '-')}"
+    whole = replay(told, expected, cache=cache)  # once for all kills
+    assert whole["prequential"]["frames"] == 6 * 5
+    rename = Path.replace
+    left = 0
+
+    def killed(path, target):
+        nonlocal left
+        left -= tmp_path in path.parents
+        if left == 0 and tmp_path in path.parents:
+            raise KillError
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    kills = 0
+    for _ in range(100):
+        left = at
+        try:
+            replay(told, tmp_path / "run", cache=cache, save_s=0)
+        except KillError:
+            kills += 1
+        else:
+            break
+    assert kills > 5
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (
+        expected / "metrics.json"
+    ).read_bytes()
+
+
 def test_the_cache_changes_nothing(whole, data, tmp_path):
     replay(spec(data), tmp_path / "bare")
     assert (tmp_path / "bare" / "metrics.json").read_bytes() == (
@@ -435,10 +489,59 @@ def test_another_configuration_in_the_folder_is_refused(whole, data):
         replay(spec(data, lr=0.5), whole)
 
 
+def test_only_what_differs_is_named_and_keys_that_were_not_there_yet_do_not(tmp_path):
+    """A configuration of before `bfloat16`, computed elsewhere, under another name."""
+    config = json.loads(RunSpec(data=tmp_path, system="a", device="cuda").model_dump_json())
+    del config["bfloat16"]
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    (run.path / "config.json").write_text(json.dumps({"hash": "0" * 16, **config}))
+    with pytest.raises(RunError, match=r"it differs in options, epochs: name another"):
+        run.claim(RunSpec(data=tmp_path, epochs=2, options={"c": 1.0}))
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"hash": 1}'])
+def test_a_folder_whose_configuration_cannot_be_read_is_refused(damage, tmp_path):
+    (tmp_path / "config.json").write_text(damage)
+    with pytest.raises(RunError, match=r"config\.json cannot be read as a run's configuration"):
+        RunFolder(tmp_path).claim(RunSpec(data=tmp_path))
+
+
+def test_a_data_set_named_from_here_or_from_the_root_is_one(data, cache, tmp_path, monkeypatch):
+    """The run keeps the hash that it began with, as reports and runs of before have it."""
+    monkeypatch.chdir(data.parent)
+    relative = spec(Path(data.name), tasks=1)
+    first = replay(relative, tmp_path / "run", cache=cache)
+    monkeypatch.chdir(tmp_path)
+    absolute = spec(data, tasks=1)
+    assert absolute.hash != relative.hash
+    assert replay(absolute, tmp_path / "run", cache=cache) == first
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert replay(absolute, tmp_path / "run", cache=cache) == first
+    with pytest.raises(RunError, match="differs in data"):
+        RunFolder(tmp_path / "run").claim(spec(tmp_path / "elsewhere" / data.name, tasks=1))
+
+
 def test_a_folder_with_other_files_is_refused(data, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="other files"):
         replay(spec(data), tmp_path)
+
+
+def test_a_kill_in_the_very_first_write_leaves_a_folder_that_the_run_can_claim(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    parts = [tmp_path / f".config.json.{process.pid}.part"]
+    parts[0].write_text("{")
+    RunFolder(tmp_path).claim(RunSpec(data=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    parts += [tmp_path / "frames" / f".000.csv.{process.pid}.part"]
+    alive = tmp_path / f".state.safetensors.{os.getpid()}.part"
+    parts[1].parent.mkdir()
+    for path in (*parts, alive):
+        path.touch()
+    RunFolder(tmp_path).claim(RunSpec(data=tmp_path))
+    assert [path for path in (*parts, alive) if path.exists()] == [alive], "it is being written"
 
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path):
@@ -469,6 +572,7 @@ def test_nan_stops_a_run_with_its_batch_saved(data, cache, tmp_path):
 def test_ten_kills_at_random_moments_change_no_byte(data, tmp_path):
     """Real processes, SIGKILL; the moments come from a seed."""
     told = ["--data", str(data), "--method", "atlas", "--protocol", "cil", "--checked"]
+    told += ["--save-s", "0.5"]
     for key, value in (SMALL | {"split": "4-1", "epochs": 12}).items():
         told += ["-s", f"{key}={str(value).lower()}"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,22 +91,48 @@ def test_a_run_interrupted_anywhere_ends_as_one_that_was_not(tmp_path, stop):
     first = trainer()
     torch.manual_seed(3)
     with pytest.raises(StopError):
-        fit(first, feed, state=path, save_every=1, on_step=interrupt, validate=lambda: 0.0)
+        fit(
+            first,
+            feed,
+            save=lambda: first.save(path),
+            save_every_s=0,
+            on_step=interrupt,
+            validate=lambda: 0.0,
+        )
     second = trainer()
     torch.manual_seed(99)
     second.restore(path)
     assert second.step_count == stop
     scores = iter(range(100))
-    fit(second, feed, state=path, validate=lambda: float(next(scores)))
+    fit(second, feed, validate=lambda: float(next(scores)))
     assert equal(weights(whole), weights(second))
     with whole.averaged(), second.averaged():
         assert equal(weights(whole), weights(second))
 
 
+def test_a_state_is_left_behind_when_time_has_passed_however_short_the_epochs_are():
+    """Seven seconds a step, five steps an epoch: a state each minute, not each epoch or step."""
+    seconds, steps, saves = iter(range(0, 10_000, 7)), [], []
+    run = trainer(epochs=30)
+    fit(
+        run,
+        feed,
+        save=lambda: saves.append(run.step_count),
+        save_every_s=60,
+        clock=lambda: next(seconds),
+        on_step=lambda step, _: steps.append(step),
+    )
+    assert len(steps) == 30 * STEPS
+    asked = 7 * (30 * STEPS + 30)
+    assert asked / 80 < len(saves) <= asked / 60
+    assert all(8 <= later - earlier <= 10 for earlier, later in pairwise(saves))
+
+
 def test_a_finished_run_that_is_restored_does_nothing_more(tmp_path):
     path = tmp_path / "state.safetensors"
     run = trainer(epochs=1)
-    fit(run, feed, state=path, validate=lambda: 0.25)
+    fit(run, feed, validate=lambda: 0.25)
+    run.save(path)
     again = trainer(epochs=1)
     again.restore(path)
     assert again.finished

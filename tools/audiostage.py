@@ -98,7 +98,11 @@ def train_audio(
         tensors = {_AUDIO + name: value for name, value in encoder.state_dict().items()}
         checkpoints.write_tensors(best, tensors, {})
 
-    fit(trainer, feed, state=state, validate=validate, keep=keep, on_step=on_step)
+    def save() -> None:
+        trainer.save(state)
+
+    fit(trainer, feed, save=save, validate=validate, keep=keep, on_step=on_step)
+    save()
     best.replace(options.out / "audio.safetensors")
     load_encoder(encoder.cpu(), options.out / "audio.safetensors")
     network.audio = encoder.requires_grad_(requires_grad=False).eval()

@@ -2,12 +2,11 @@
 
 Both are slow and the same in every epoch and every run, so they are kept: some in memory, all on
 disk. The audio encoder is frozen, so a sound's features follow from the encoder, the clip and the
-number of the variation.
+number of the variation. A clip whose files have another size or time of change is another clip.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..model.network import Network
 from ..streams.avsbench import AVSBench, DatasetError, Entry, Split, Subset
 from .augmentation import varied_mel
 from .diskcache import Arrays, DiskCache
+from .filestamps import source_of, stamp_of
 
 _IN_MEMORY = 3 << 30
 
@@ -49,9 +49,8 @@ class ClipStore:
             DatasetError: the subset is not there.
         """
         self.entries = read_entries(root, subset)
-        table = next(iter(self.entries.values())).folder.table
-        content = hashlib.sha256(table.read_bytes()).hexdigest()
-        self._source = f"{table.resolve()} {content}"
+        self._source = source_of(root, next(iter(self.entries.values())).folder)
+        self._stamps: dict[str, str] = {}
         self._network = network
         self._encoder = tensor_hash(network.audio.state_dict())
         self._cache = cache
@@ -70,7 +69,7 @@ class ClipStore:
             masks, labeled = self.entries[clip].masks(px)
             return {"frames": self.entries[clip].frames(px), "masks": masks, "labeled": labeled}
 
-        found = self._kept(f"pictures {self._source} {clip} {px}", decode)
+        found = self._kept(f"pictures {self._named(clip)} {px}", decode)
         return (
             found["frames"].astype(np.uint8, copy=False),
             found["masks"].astype(np.uint8, copy=False),
@@ -84,7 +83,7 @@ class ClipStore:
             masks, labeled = self.entries[clip].masks(size_px)
             return {"masks": np.packbits(masks.astype(np.bool_), axis=-1), "labeled": labeled}
 
-        found = self._kept(f"truth {self._source} {clip} {size_px}", decode)
+        found = self._kept(f"truth {self._named(clip)} {size_px}", decode)
         packed = found["masks"].astype(np.uint8, copy=False)
         masks = np.unpackbits(packed, axis=-1, count=size_px).astype(np.bool_)
         return masks, found["labeled"].astype(np.bool_, copy=False)
@@ -96,7 +95,7 @@ class ClipStore:
         def decode() -> Arrays:
             return {"waves": self.entries[clip].windows(preset.window_s, preset.sample_rate_hz)}
 
-        key = f"windows {self._source} {clip} {preset.window_s} {preset.sample_rate_hz}"
+        key = f"windows {self._named(clip)} {preset.window_s} {preset.sample_rate_hz}"
         return self._kept(key, decode)["waves"].astype(np.float32, copy=False)
 
     def features(self, clip: str, variant: int = 0) -> AudioFeatures:
@@ -110,11 +109,19 @@ class ClipStore:
         def encode() -> Arrays:
             return self._encoded(clip, variant)
 
-        key = f"features {self._source} {clip} {self._encoder} {self._seed if variant else 0} "
-        found = self._kept(key + str(variant), encode)
+        seed = self._seed if variant else 0
+        key = f"features {self._named(clip)} {self._encoder} {seed} {variant}"
+        found = self._kept(key, encode)
         return AudioFeatures(
             torch.from_numpy(found["tokens"]), torch.from_numpy(found["embedding"])
         )
+
+    def _named(self, clip: str) -> str:
+        """What a clip's arrays in the cache depend on; its files are looked at once a run."""
+        if clip not in self._stamps:
+            entry = self.entries[clip]
+            self._stamps[clip] = stamp_of(entry.folder.files(entry.row))
+        return f"{self._source} {clip} {self._stamps[clip]}"
 
     def _encoded(self, clip: str, variant: int) -> Arrays:
         device = next(self._network.parameters()).device

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+_GRIDS = ", ".join(sorted(path.stem for path in (Path(__file__).parent / "grids").glob("*.yaml")))
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
@@ -119,7 +121,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder of all runs; what is there is not made again.")],
     grid: Annotated[
         Path | None,
-        typer.Argument(help="A grid of runs: a YAML file, or smoke, open-avs, ablations, paper."),
+        typer.Argument(help=f"A grid of runs: a YAML file, or one of {_GRIDS}."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="A data set in AVSBench's layout; also over the grid's.")
@@ -156,11 +158,22 @@ def evaluate(
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: this one alone.")] = 0,
     device: Annotated[
-        list[str] | None, typer.Option(help="GPUs to deal workers to: cuda:0, cuda:1.")
+        list[str] | None,
+        typer.Option(
+            help="Repeated: dealt to the workers, cuda:0, cuda:1; without workers the first "
+            "counts. Default: as the runs say."
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder of decoded clips and encoded sounds; default: the user's."),
     ] = None,
     cache_gb: Annotated[
-        float, typer.Option(min=0, help="For decoded clips and encoded sounds, on disk.")
+        float, typer.Option(min=0, help="That it may take on disk; 0: nothing is kept.")
     ] = 10.0,
+    save_s: Annotated[
+        float, typer.Option(min=0, help="Seconds between two saved states of a task at work.")
+    ] = 60.0,
     checked: Annotated[
         bool, typer.Option(help="Do not read all of the data first to see that it is sound.")
     ] = False,
@@ -183,7 +196,9 @@ def evaluate(
         workers=workers,
         devices=tuple(device or ()),
         methods=tuple(methods or ()),
+        cache=cache,
         cache_gb=cache_gb,
+        save_s=save_s,
         checked=checked,
     )
     raise typer.Exit(0 if make(specs, options) else 1)

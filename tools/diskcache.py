@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .leftovers import sweep
+
 Arrays = dict[str, NDArray[np.generic]]
 
 
@@ -57,7 +59,8 @@ class DiskCache:
                 aside.unlink(missing_ok=True)
             return
         if self._size is None:
-            self._size = sum(file.stat().st_size for file in self._files())
+            sweep(self._folder.glob("*/*.part"))
+            self._size = sum(size for _, size, _ in self._files())
         else:
             self._size += size
         if self._size > self._most:
@@ -65,13 +68,7 @@ class DiskCache:
 
     def _shrink(self) -> None:
         """Drop the least recently used files until a tenth of the bound is free."""
-        files: list[tuple[float, int, Path]] = []
-        for file in self._files():
-            try:
-                stat = file.stat()
-            except FileNotFoundError:
-                continue  # another process dropped it
-            files.append((stat.st_mtime, stat.st_size, file))
+        files = self._files()
         size = sum(bytes_ for _, bytes_, _ in files)
         for _, bytes_, file in sorted(files):
             if size <= 0.9 * self._most:
@@ -80,8 +77,14 @@ class DiskCache:
             size -= bytes_
         self._size = size
 
-    def _files(self) -> list[Path]:
-        return list(self._folder.glob("*/*.npz"))
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """When each file was last used, its bytes, its path."""
+        files: list[tuple[float, int, Path]] = []
+        for file in self._folder.glob("*/*.npz"):
+            with suppress(FileNotFoundError):  # another process dropped it
+                stat = file.stat()
+                files.append((stat.st_mtime, stat.st_size, file))
+        return files
 
 
 def _read(path: Path) -> Arrays | None:

@@ -13,6 +13,7 @@ import queue
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,10 +21,13 @@ from pathlib import Path
 from typing import IO, Literal, Protocol
 
 from .diskcache import DiskCache
-from .runfolder import RunFolder, write_json
+from .runfolder import RunError, RunFolder, write_json, write_text
 from .runspec import RunSpec
 
 _logger = logging.getLogger(__name__)
+
+_GOING_S = 5.0
+"""Seconds that a worker that closed its output has to end by itself, with its own status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Job:
         cache: folder of what runs share.
         cache_bytes: that it may take.
         twin: folder of the run that learns the same; see `replay.replay`.
+        save_s: seconds between two saved states.
     """
 
     spec: RunSpec
@@ -45,6 +50,7 @@ class Job:
     cache: Path
     cache_bytes: int
     twin: Path | None = None
+    save_s: float = 60.0
 
     def to_json(self) -> str:
         """One line."""
@@ -56,6 +62,7 @@ class Job:
                 "cache": str(self.cache),
                 "cache_bytes": self.cache_bytes,
                 "twin": self.twin and str(self.twin),
+                "save_s": self.save_s,
             }
         )
 
@@ -70,7 +77,12 @@ class Job:
             Path(told["cache"]),
             told["cache_bytes"],
             told["twin"] and Path(told["twin"]),
+            told["save_s"],
         )
+
+    def on(self, device: str) -> Job:
+        """The same on a device; "": on the run's own."""
+        return replace(self, spec=self.spec.model_copy(update={"device": device} if device else {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +113,33 @@ class Launcher(Protocol):
 class InProcess:
     """One run after the other, here."""
 
+    def __init__(self, device: str = "") -> None:
+        """Args: ``device`` to compute on; "": as runs say."""
+        self._device = device
+
     def run(self, jobs: Sequence[Job], tell: Callable[[Event], None]) -> None:
         """See `Launcher`."""
         for number, job in enumerate(jobs):
-            why = make(job, lambda what, share, n=number: tell(Event(n, "progress", what, share)))
+            here = job.on(self._device)
+            why = make(here, lambda what, share, n=number: tell(Event(n, "progress", what, share)))
             tell(Event(number, "failed" if why else "done", why, 1.0))
 
 
 def make(job: Job, progress: Callable[[str, float], None]) -> str:
     """Make one run; return why it failed, "" if it did not.
 
-    What is wrong with a run (and not with this program) is also written to its ``failed.json``.
+    A folder that is the run's own keeps the reason in ``failed.json``; what may be a fault of the
+    program leaves its traceback in ``failed.log``.
     """
     from .replay import replay
 
     files = RunFolder(job.folder)
-    files.failed.unlink(missing_ok=True)
+    try:
+        files.claim(job.spec)
+        for old in (files.failed, files.log):
+            old.unlink(missing_ok=True)
+    except (RunError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
     try:
         replay(
             job.spec,
@@ -124,14 +147,30 @@ def make(job: Job, progress: Callable[[str, float], None]) -> str:
             methods=job.methods,
             cache=DiskCache(job.cache, job.cache_bytes),
             twin=job.twin,
+            save_s=job.save_s,
             progress=progress,
         )
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever it is, the other runs go on
+        return _failed(files, error)
+    return ""
+
+
+def _failed(files: RunFolder, error: Exception) -> str:
+    """Leave in the folder, as far as it can be written, why a run failed; return it."""
+    why = f"{type(error).__name__}: {error}"
+    with suppress(RunError):
         if not type(error).__module__.startswith("atlasd."):
-            raise
-        why = f"{type(error).__name__}: {error}"
+            write_text(files.log, "".join(traceback.format_exception(error)))
+            why += f" ({_remedy(error)}its traceback is in {files.log})"
+    with suppress(RunError):
         write_json(files.failed, {"why": why})
-        return why
+    return why
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about a failure that is not this program's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "memory is short: set a smaller batch, or fewer workers a device; "
     return ""
 
 
@@ -202,9 +241,7 @@ class _Crew:
                     number, job = waiting.get_nowait()
                 except queue.Empty:
                     return
-                if device:
-                    job = replace(job, spec=job.spec.model_copy(update={"device": device}))
-                self._give(number, job, tell)
+                self._give(number, job.on(device), tell)
         finally:
             self.stop()
             tell(None)
@@ -216,15 +253,18 @@ class _Crew:
             _pipe(process.stdin).write(job.to_json() + "\n")
             _pipe(process.stdin).flush()
             for line in _pipe(process.stdout):
-                told = json.loads(line)
-                tell(Event(number, told["kind"], told.get("what", ""), told.get("share", 0.0)))
-                if told["kind"] != "progress":
+                event = _event(number, line)
+                if event is None:
+                    _logger.debug("worker of %s says %r, which is no event", job.folder, line)
+                    continue
+                tell(event)
+                if event.kind != "progress":
                     ended = True
                     break
         except (BrokenPipeError, ValueError, OSError) as error:
             _logger.debug("worker of %s: %r", job.folder, error)
         if not ended and not self._stopped:
-            code = process.wait()
+            code = _ended(process)
             _close(process)
             self._process = None
             what = f"its worker died, exit status {code}; see {self._log}; run it again to go on"
@@ -251,6 +291,26 @@ class _Crew:
             process.terminate()
             process.wait()
             _close(process)
+
+
+def _event(number: int, line: str) -> Event | None:
+    """What a worker's line says of a job; None: nothing."""
+    try:
+        told = json.loads(line)
+        if told["kind"] not in ("progress", "done", "failed"):
+            return None
+        return Event(number, told["kind"], str(told["what"]), float(told["share"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _ended(process: subprocess.Popen[str]) -> int:
+    """The exit status of a worker that says no more; one that still lives would wait for ever."""
+    try:
+        return process.wait(timeout=_GOING_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _close(process: subprocess.Popen[str]) -> None:

@@ -95,7 +95,11 @@ def train_masks(
             notes=_notes(options, roots, time.monotonic() - began),
         )
 
-    fit(trainer, feed, state=state, validate=validate, keep=keep, on_step=on_step, save_every=200)
+    def save() -> None:
+        trainer.save(state)
+
+    fit(trainer, feed, save=save, validate=validate, keep=keep, on_step=on_step)
+    save()
     best = options.out / "best"
     if options.importance:
         _weigh(options, best, roots, log)

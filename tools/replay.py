@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..model.method import Method, MethodError, Trainable
+from ..model.method import Method, MethodError
 from ..model.methods import load as load_method
 from ..model.network import Network
 from ..model.presets import PRESETS, build
@@ -23,8 +23,9 @@ from .clipstore import ClipStore
 from .diskcache import DiskCache
 from .embeddings import clip_embeddings
 from .machine import forget_peak_memory
-from .runfolder import RunError, RunFolder, write_bytes, write_json
+from .runfolder import RunError, RunFolder, write_bytes, write_json, writing
 from .runmetrics import metrics_of
+from .runnetwork import make_network
 from .runplan import clips_of, planned, protocol_of
 from .runspec import RunSpec
 from .taskloop import Progress, TaskLoop
@@ -37,6 +38,7 @@ def replay(
     methods: Sequence[Path] = (),
     cache: DiskCache | None = None,
     twin: Path | None = None,
+    save_s: float = 60.0,
     progress: Progress = lambda _what, _share: None,
 ) -> dict[str, Any]:
     """Make a run, or go on with it.
@@ -48,6 +50,7 @@ def replay(
         cache: of decoded clips and encoded sounds; None: none.
         twin: folder of the CIL run that a TIL run shares everything with but what the class head
             may answer; where it is finished, its scores are taken instead of computed again.
+        save_s: seconds between two saved states of a task that is being learned.
         progress: told of each step.
 
     Returns:
@@ -59,7 +62,7 @@ def replay(
         TrainingError: a loss or gradient was not finite.
     """
     files = RunFolder(folder)
-    files.claim(spec)
+    named = files.claim(spec)
     if files.metrics.exists():
         return json.loads(files.metrics.read_text(encoding="utf-8"))
     torch.set_num_threads(spec.threads)
@@ -71,8 +74,8 @@ def replay(
     store = ClipStore(spec.data, spec.subset, network, kept, seed=spec.seed)
     manifest = _manifest(files, spec, store, network, kept)
     if twin is None or not _take_over(RunFolder(twin), files, spec, method, manifest):
-        TaskLoop(spec, files, network, method, store, manifest, progress).to_the_end()
-    result = metrics_of(files, spec, manifest)
+        TaskLoop(spec, files, network, method, store, manifest, progress, save_s).to_the_end()
+    result = metrics_of(files, named, manifest)
     write_json(files.metrics, result)
     files.state.unlink(missing_ok=True)
     return result
@@ -96,28 +99,6 @@ def _check(spec: RunSpec, method: Method) -> None:
         )
 
 
-def make_network(spec: RunSpec, trainable: Trainable) -> Network:
-    """The network that a run starts from: nothing in it was trained on the data's categories.
-
-    Args:
-        spec: names it.
-        trainable: what the method trains of the backbone, unless the run says otherwise.
-    """
-    chosen = spec.trainable or trainable
-    vary = dict(spec.vary) if chosen == "lora" else {**spec.vary, "lora_rank": 0}
-    network = build(
-        spec.network,
-        trained=False,
-        pretrained=not spec.random,
-        seed=spec.seed,
-        vary=vary,
-        categories=(),
-    )
-    if chosen == "all":
-        network.unfreeze_backbone()
-    return network.to(spec.device)
-
-
 def _manifest(
     files: RunFolder, spec: RunSpec, store: ClipStore, network: Network, cache: DiskCache
 ) -> Manifest:
@@ -134,7 +115,8 @@ def _manifest(
         store = ClipStore(spec.data, spec.subset, network, cache, seed=spec.seed)
     features = clip_embeddings(network, store, clips) if needed else None
     manifest = planned(spec, clips, features)
-    manifest.write(files.manifest)
+    with writing(files.manifest):
+        manifest.write(files.manifest)
     return manifest
 
 

@@ -188,7 +188,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _run(folder: Path, told: Mapping[str, Any]) -> Run | Unfinished:
     try:
-        spec = RunSpec.model_validate({key: value for key, value in told.items() if key != "hash"})
+        aside = ("hash", "data_at")
+        spec = RunSpec.model_validate({k: value for k, value in told.items() if k not in aside})
     except ValidationError as error:
         raise ReportError(
             f"{folder / 'config.json'} is not a run of this version ({error.errors()[0]['loc']}: "

@@ -6,7 +6,8 @@ after its latest finished task, ``state.safetensors`` the training of the task a
 before any), ``frames/NNN.json`` the F curves of its cells, ``examples/NNN.npz`` some pictures with
 their masks, ``prequential.csv`` the frames of a
 stream before they were learned. ``metrics.json`` follows from these alone; ``costs.json`` is kept
-apart, as no two runs cost the same. A run that cannot go on leaves ``failed.json``.
+apart, as no two runs cost the same, and while the run goes on holds what it has cost so far. A run
+that cannot go on leaves ``failed.json``, and ``failed.log`` where the fault may be the program's.
 """
 
 from __future__ import annotations
@@ -16,21 +17,25 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from .leftovers import sweep
 from .runspec import RunSpec
 
 UNTRAINED = -1
 """The task number of scores before any task."""
 
 _GROUPS = "groups"
+_ASIDE = {"hash", "data_at", "device", "system"}
+"""What of a configuration does not say which run it is; see `RunSpec.hash`."""
 
 
 class RunError(Exception):
@@ -102,27 +107,63 @@ class RunFolder:
         self.state = path / "state.safetensors"
         self.metrics = path / "metrics.json"
         self.failed = path / "failed.json"
+        self.log = path / "failed.log"
+        self.costs = path / "costs.json"
+        self._config = path / "config.json"
 
-    def claim(self, spec: RunSpec) -> None:
-        """Make the folder this run's, or make sure that it is.
+    def owner(self, spec: RunSpec) -> RunSpec | None:
+        """This run as the folder names it; None: the folder is nobody's yet. Nothing is written.
+
+        One data set can be named in two ways, relative to here and from the root; the run keeps the
+        name, and with it the hash, that it began with.
 
         Raises:
-            RunError: it holds another run.
+            RunError: it holds another run, or what is no run.
         """
-        config = self.path / "config.json"
-        told = {"hash": spec.hash, **spec.model_dump(mode="json")}
-        if config.exists():
-            found = json.loads(config.read_text(encoding="utf-8"))
-            if found.get("hash") != spec.hash:
-                names = [k for k, v in told.items() if k != "hash" and found.get(k) != v]
-                raise RunError(
-                    f"{self.path} holds results of another configuration; it differs in "
-                    f"{', '.join(names)}: name another folder, or delete this one"
-                )
-            return
-        if self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
-            raise RunError(f"{self.path} holds other files and no run; name another folder")
-        write_json(config, told)
+        if not self._config.exists():
+            if self.path.is_file() or (self.path.is_dir() and self._strangers()):
+                raise RunError(f"{self.path} holds other files and no run; name another folder")
+            return None
+        try:
+            found = json.loads(self._config.read_text(encoding="utf-8"))
+            recorded = str(found["hash"])
+            named = spec.model_copy(update={"data": Path(found["data"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{self._config} cannot be read as a run's configuration ({error!r}); name another "
+                "folder, or delete this one"
+            ) from error
+        if spec.hash == recorded:
+            return spec
+        there = Path(found.get("data_at", named.data))
+        if named.hash == recorded and there.resolve() == spec.data.resolve():
+            return named
+        raise RunError(
+            f"{self.path} holds results of another configuration; it differs in "
+            f"{', '.join(_differing(spec, found)) or 'keys of another version'}: name another "
+            "folder, or delete this one"
+        )
+
+    def claim(self, spec: RunSpec) -> RunSpec:
+        """Make the folder this run's, or make sure that it is, and rid it of unfinished writes.
+
+        Returns:
+            The run as the folder names it; see `owner`.
+
+        Raises:
+            RunError: it holds another run, or cannot be written.
+        """
+        named = self.owner(spec)
+        if self.path.is_dir():
+            sweep(list(self.path.glob(".*.part")) + list(self.path.glob("*/.*.part")))
+        if named is None:
+            told = {"hash": spec.hash, "data_at": str(spec.data.resolve())}
+            write_json(self._config, {**told, **spec.model_dump(mode="json")})
+        return named or spec
+
+    def _strangers(self) -> list[Path]:
+        there = self.path.iterdir()
+        return [p for p in there if not (p.name.startswith(".") and p.suffix == ".part")]
 
     def frames_file(self, task: int) -> Path:
         """The frames that were scored after a task."""
@@ -166,6 +207,16 @@ class RunFolder:
         path = self.frames_file(task).with_suffix(".json")
         told = json.loads(path.read_text(encoding="utf-8"))
         return [Curve(*curve) for curve in told.get(_GROUPS, [])]
+
+
+def _differing(spec: RunSpec, found: Mapping[str, Any]) -> list[str]:
+    """The keys in which a configuration on disk is another than a run's, defaults filled in."""
+    with suppress(ValidationError):
+        own = {key: value for key, value in found.items() if key in RunSpec.model_fields}
+        found = RunSpec.model_validate(own).model_dump(mode="json")
+    told = spec.model_dump(mode="json")
+    keys = [key for key in (*told, *(k for k in found if k not in told)) if key not in _ASIDE]
+    return [key for key in keys if told.get(key) != found.get(key)]
 
 
 def to_csv(rows: Iterable[Any], kind: type) -> str:
@@ -212,16 +263,29 @@ def write_bytes(path: Path, data: bytes) -> None:
         RunError: the disk is full or the folder cannot be written.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Inside, what the system says against writing a file is told with its name and a remedy.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        yield
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise RunError(
             f"{path} cannot be written ({error}); free space or mend the folder, then run the "
             "same command again: it goes on where it was"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +41,12 @@ from .runfolder import (
     to_csv,
     write_json,
     write_text,
+    writing,
 )
 from .runspec import RunSpec
 
 Progress = Callable[[str, float], None]
 """Called as (what is being done, share of the run that is done)."""
-
-SAVE_EVERY = 200
-"""Steps between two saved states within an epoch."""
 
 _EXAMPLES = 8
 """Tasks of which a test clip is kept to look at."""
@@ -74,12 +73,14 @@ class TaskLoop:
         store: ClipStore,
         manifest: Manifest,
         progress: Progress,
+        save_s: float,
     ) -> None:
         self.spec, self.files, self.network = spec, files, network
         self.method, self.store, self.manifest = method, store, manifest
         self.tasks = manifest.tasks[: spec.tasks or None]
         self.shown = self.tasks[:: -(-len(self.tasks) // _EXAMPLES)]
         self.progress = progress
+        self.save_s = save_s
         self.labeled = spec.subset == "s4"
         self.seen = self._classes_after_tasks()
         self.rows = {name: row for row, name in enumerate(self.seen[-1])}
@@ -89,9 +90,11 @@ class TaskLoop:
         self.moving = {n for n, p in network.named_parameters() if p.requires_grad}
         self.trainer: Trainer | None = None
         self.costs: dict[str, float] = {"train_s": 0.0, "score_s": 0.0, "steps": 0.0, "frames": 0.0}
+        self.began = time.monotonic()
 
     def to_the_end(self) -> None:
         """Learn and score all tasks that are left."""
+        self._recall_costs()
         if not self.files.is_scored(UNTRAINED):
             self._score(UNTRAINED)
         for task in self.tasks[self._restore() :]:
@@ -106,7 +109,7 @@ class TaskLoop:
             "method_state_mb": _megabytes(self.method.state_dict()),
         }
         told = {**self.costs, "machine": machine(self.spec.device)}
-        write_json(self.files.path / "costs.json", told)
+        write_json(self.files.costs, told)
 
     def _classes_after_tasks(self) -> list[tuple[str, ...]]:
         """The head's classes after each task, in the order in which they come.
@@ -129,7 +132,7 @@ class TaskLoop:
         self._begin(task)
         feed = self._feed(task)
         data = SegmentData(feed)
-        began = time.monotonic()
+        self.began = time.monotonic()
         told = self.spec.consolidate == "oracle"
         trains = any(p.requires_grad for p in self.network.parameters())
         if trains or not told:  # untold, a frozen network's method learns from the steps
@@ -138,7 +141,7 @@ class TaskLoop:
             self.method.consolidate(data)
         data.close()
         self.network.eval()
-        self.costs["train_s"] += time.monotonic() - began
+        self._count_time()
         self._save(task)
         self._score(task.index)
 
@@ -211,14 +214,33 @@ class TaskLoop:
                 yield batch
 
         def on_step(step: int, scalars: Mapping[str, float]) -> None:
-            if streaming and step % SAVE_EVERY == 0:
-                self._write_prequential(rows)
             self.costs["steps"] += 1
             self._tell(f"task {task.index + 1}: loss {scalars['loss']:.3f}", task, step / total)
 
-        fit(trainer, batches, state=self.files.state, on_step=on_step, save_every=SAVE_EVERY)
+        def save() -> None:
+            if streaming:  # before the state that has learned them; what is too much is dropped
+                self._write_prequential(rows)
+            self._count_time()
+            with writing(self.files.state):
+                trainer.save(self.files.state)
+
+        fit(trainer, batches, save=save, on_step=on_step, save_every_s=self.save_s)
         if streaming:
             self._write_prequential(rows)
+
+    def _count_time(self) -> None:
+        """Note what learning has cost so far, so that it is known if the run is cut short."""
+        now = time.monotonic()
+        self.costs["train_s"] += now - self.began
+        self.began = now
+        write_json(self.files.costs, self.costs)
+
+    def _recall_costs(self, before: Mapping[str, float] | None = None) -> None:
+        """Go on counting where an interrupted run was, or else where its last boundary was."""
+        held = dict(before or {})
+        with suppress(OSError, ValueError):
+            held |= json.loads(self.files.costs.read_text(encoding="utf-8"))
+        self.costs |= {name: float(held[name]) for name in self.costs if name in held}
 
     def _trainer(self, steps: int, notes: Mapping[str, int | str]) -> Trainer:
         spec = self.spec
@@ -277,7 +299,8 @@ class TaskLoop:
             "costs": self.costs,
             "trainer": manifest,
         }
-        write_tensors(self.files.boundary, tensors, {"boundary": json.dumps(told)})
+        with writing(self.files.boundary):
+            write_tensors(self.files.boundary, tensors, {"boundary": json.dumps(told)})
 
     def _restore(self) -> int:
         """Go on after the last boundary; return the next task's number."""
@@ -291,7 +314,7 @@ class TaskLoop:
         with torch.no_grad():
             for name, value in _under("network.", tensors).items():
                 own[name].copy_(value)
-        self.costs |= told["costs"]
+        self._recall_costs(told["costs"])
         task = self.tasks[told["task"]]
         if held := told["trainer"]:  # before the method may freeze what the trainer knows
             self.trainer = self._trainer(held["steps_per_epoch"], held["notes"])
@@ -328,6 +351,7 @@ class TaskLoop:
         self.files.write_frames(after, rows, pooled, groups)
         self.costs["score_s"] += time.monotonic() - began
         self.costs["frames"] += len(rows)
+        write_json(self.files.costs, self.costs)
 
     def _pooled_groups(self, rows: Sequence[FrameRow], curves: NDArray[np.float64]) -> list[Curve]:
         """Curves of F over the groups of test clips that the manifest deals, if all are scored."""

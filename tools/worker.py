@@ -1,8 +1,13 @@
-"""A worker of `launcher.Workers`: jobs come as lines on stdin, events go as lines to stdout."""
+"""A worker of `launcher.Workers`: jobs come as lines on stdin, events go as lines to stdout.
+
+Both are taken out of everybody else's reach first: a library's C part, or a child, that writes to
+file 1 writes to the log, and one that reads file 0 finds it empty.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 
@@ -14,13 +19,18 @@ _BETWEEN_S = 0.5
 
 def main() -> None:
     """Make runs until stdin ends."""
-    out, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no event
+    jobs, out = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
 
     def tell(**event: object) -> None:
         out.write(json.dumps(event) + "\n")
         out.flush()
 
-    for line in sys.stdin:
+    for line in jobs:
         last = 0.0
 
         def progress(what: str, share: float) -> None:

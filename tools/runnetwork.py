@@ -1,0 +1,51 @@
+"""The network that a run starts from, and how large its saved states become."""
+
+from __future__ import annotations
+
+import torch
+
+from ..model.method import Trainable
+from ..model.network import Network
+from ..model.presets import build
+from .runspec import RunSpec
+
+_TENSORS = 6
+"""Of a saved state for each trained parameter, at most: it, Adam's two, three of the method."""
+
+
+def make_network(spec: RunSpec, trainable: Trainable) -> Network:
+    """The network that a run starts from: nothing in it was trained on the data's categories.
+
+    Args:
+        spec: names it.
+        trainable: what the method trains of the backbone, unless the run says otherwise.
+    """
+    return _built(spec, trainable, pretrained=not spec.random).to(spec.device)
+
+
+def state_bytes(spec: RunSpec, trainable: Trainable) -> int:
+    """About what a saved state of the run takes; the network is laid out without its numbers.
+
+    Args:
+        spec: names it.
+        trainable: as of `make_network`.
+    """
+    with torch.device("meta"):
+        network = _built(spec, trainable, pretrained=False)
+    trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    return _TENSORS * trained + sum(b.nbytes for b in network.buffers())
+
+
+def _built(spec: RunSpec, trainable: Trainable, *, pretrained: bool) -> Network:
+    chosen = spec.trainable or trainable
+    network = build(
+        spec.network,
+        trained=False,
+        pretrained=pretrained,
+        seed=spec.seed,
+        vary=dict(spec.vary) if chosen == "lora" else {**spec.vary, "lora_rank": 0},
+        categories=(),
+    )
+    if chosen == "all":
+        network.unfreeze_backbone()
+    return network
