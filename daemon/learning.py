@@ -519,24 +519,34 @@ class Learning:
             return False
         if self._clock() - candidate.learned_ns < self._rules.canary_wait_s * _NS:
             return False
+        try:
+            self._look_at(candidate)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            self._let_wait(candidate, f"to look at it there is no memory: {error}")
+        return True
+
+    def _look_at(self, candidate: Candidate) -> None:
+        """Refuse a candidate, serve it or let it wait, by clips that were learned."""
         own = self._verdict(candidate.batches)
         if not own.passes:
             self._refuse(candidate, f"its own clips {own.told(self._accepted)}")
-            return True
+            return
         earlier = self._earlier()
-        candidate.was_tried = True
         if earlier and not (verdict := self._verdict(earlier)).passes:
-            self._say(
-                "candidate_waits",
-                f"batch {candidate.number} is learned and not served: clips of the batches before "
-                f"{verdict.told(self._accepted)}; the next clips judge it",
-                {"batch": candidate.number},
-            )
-            return True
+            self._let_wait(candidate, f"clips of the batches before {verdict.told(self._accepted)}")
+            return
+        candidate.was_tried = True
         tensors = self._learner.serving()
         version = _named(candidate.number, tensors)
         self._serve(version, self._accepted.version, candidate.number, "unjudged", tensors)
-        return True
+
+    def _let_wait(self, candidate: Candidate, why: str) -> None:
+        candidate.was_tried = True
+        self._say(
+            "candidate_waits",
+            f"batch {candidate.number} is learned and not served: {why}; the next clips judge it",
+            {"batch": candidate.number},
+        )
 
     def _earlier(self) -> list[Batch]:
         """The latest accepted clips, as far as they are still in the spool; to judge by alone."""

@@ -132,6 +132,9 @@ def children(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_clips_are_learned_beside_the_masks_and_survive_every_death(tmp_path, config):
+    """Only what was judged is served here, so each version stays until the next clips come."""
+    learner = config.learner.model_copy(update={"canary_wait_s": 86_400})
+    config = config.model_copy(update={"learner": learner})
     with live(config, tmp_path) as daemon:
         base = daemon.until(lambda m: isinstance(m, Mask)).model.version
         daemon.put(0, 1, 2, 3)

@@ -59,6 +59,7 @@ class KilledError(BaseException):
 
 
 def taught(bench: Bench, clips: int) -> Bench:
+    """Two clips a batch; the last one waits to be judged after it is learned: it is not kept."""
     bench.put(*(toy(k) for k in range(clips)))
     bench.turns()
     bench.learning.checkpoint()
@@ -103,11 +104,12 @@ def test_who_moves_checkpoints_away_begins_anew_with_all_that_is_still_on_disk(b
     bench.turns()
     bench.learning.checkpoint()
     assert bench.learning.info().clips == 11 - gone
-    assert bench.states() == {"consumed": 11, "quarantined": 2}
+    assert bench.states() == {"consumed": 10, "journaled": 1, "quarantined": 2}
     bench.learning.release(6)
     bench.turns()
     bench.learning.checkpoint()
-    assert bench.states() == {"consumed": 13}
+    assert bench.states() == {"consumed": 11, "journaled": 2}
+    assert bench.learning.info().clips == 13 - gone
 
 
 def test_beginning_anew_happens_once_and_a_restart_goes_on(bench):
@@ -116,10 +118,12 @@ def test_beginning_anew_happens_once_and_a_restart_goes_on(bench):
     bench.begin()
     bench.turns()
     bench.learning.checkpoint()
-    version = bench.learning.info().version
+    info = bench.learning.info()
     bench.begin()
-    assert bench.learning.info().version == version
-    assert bench.turns() == 0
+    assert bench.learning.info().version == info.version
+    assert bench.turns() == 1, "the candidate is learned again"
+    again = bench.learning.info()
+    assert (again.candidate, again.clips) == (info.candidate, info.clips)
     assert bench.kinds.count("learner_rebased") == 1
 
 
@@ -159,8 +163,8 @@ def test_checkpoints_that_come_back_after_a_new_beginning_are_gone_on_from(bench
     assert told.data["waiting"] + told.data["gone"] > 0
     assert bench.turns() > 0
     bench.learning.checkpoint()
-    assert bench.learning.info().clips == 4 + told.data["waiting"]
-    assert bench.states() == {"consumed": 8}
+    assert bench.learning.info().clips == 2 + told.data["waiting"]
+    assert bench.states() == {"consumed": 6, "journaled": 2}
 
 
 def test_checkpoints_of_a_backup_are_gone_on_from_and_nothing_of_them_is_learned_again(bench):
@@ -176,16 +180,29 @@ def test_checkpoints_of_a_backup_are_gone_on_from_and_nothing_of_them_is_learned
     backup.rename(bench.store.folder)
     bench.begin()
     assert bench.notice("learner_rebased").data == {
-        "batch": 2,
+        "batch": 1,
         "waiting": 0,
-        "gone": 2 * (retired - 2),
+        "gone": 2 * (retired - 1),
     }
     bench.turns()
     bench.learning.checkpoint()
-    assert bench.learning.info().clips == 4 + 2 * (7 - retired)
-    assert bench.states() == {"consumed": 14}
+    assert bench.learning.info().clips == 2 + 2 * (7 - retired)
+    assert bench.states() == {"consumed": 12, "journaled": 2}
     bench.begin()
-    assert bench.turns() == 0
+    assert bench.turns() == 1, "the candidate is learned again"
+    assert bench.learning.info().clips == 2 + 2 * (7 - retired)
+
+
+def test_an_order_that_waited_for_a_judgement_ends_with_the_weights_that_it_was_given_for(bench):
+    taught(bench, 8)
+    assert not bench.learning.consolidate()
+    away(bench)
+    bench.begin()
+    states = [batch.state for batch in read_journal(bench.folder / "spool").batches]
+    assert states == ["past", "released", "released", "released", "past"]
+    bench.turns()
+    info = bench.learning.info()
+    assert (info.clips, info.consolidations) == (6, 0)
 
 
 # A spool that was moved away.
@@ -197,15 +214,15 @@ def test_a_new_spool_is_numbered_from_the_checkpoints_cursor_on(bench):
     new_spool(bench)
     bench.begin()
     assert bench.learning.info().version == version
-    assert bench.notice("learner_rebased").data == {"batch": 3, "waiting": 0, "gone": 0}
-    bench.put(toy(6), toy(7))
+    assert bench.notice("learner_rebased").data == {"batch": 2, "waiting": 0, "gone": 0}
+    bench.put(*(toy(k) for k in range(6, 10)))
     bench.turns()
     bench.learning.checkpoint()
     info = bench.learning.info()
-    assert (info.batch, info.clips) == (4, 8)
-    assert bench.states() == {"consumed": 2}
+    assert (info.batch, info.candidate, info.clips) == (3, 4, 8)
+    assert bench.states() == {"consumed": 2, "journaled": 2}
     assert bench.learning.rollback() == version
-    assert [a.number for a in bench.spool.status().set_aside] == [4]
+    assert [a.number for a in bench.spool.status().set_aside] == [3, 4]
     bench.begin()
     assert bench.learning.info().version == version
     assert bench.kinds.count("learner_rebased") == 1
@@ -217,7 +234,7 @@ def test_versions_from_before_a_new_spool_can_be_gone_back_to(bench):
     bench.begin()
     before = bench.learning.versions()[-2]
     assert bench.learning.rollback() == before.version
-    bench.put(toy(6), toy(7))
+    bench.put(*(toy(k) for k in range(6, 10)))
     bench.turns()
     bench.learning.checkpoint()
     assert bench.learning.info().batch == before.batch + 1
@@ -229,7 +246,7 @@ def test_clips_that_waited_in_another_spool_are_learned(bench):
     bench.put(toy(6), toy(7))
     bench.begin()
     bench.turns()
-    assert bench.learning.info().candidate == 4
+    assert bench.learning.info().candidate == 3
 
 
 def test_a_spool_of_a_backup_gives_nothing_again_that_the_checkpoints_hold(bench):
@@ -248,11 +265,11 @@ def test_a_spool_of_a_backup_gives_nothing_again_that_the_checkpoints_hold(bench
     bench.spool = Spool(bench.folder / "spool", clock=lambda: bench.time_ns)
     bench.begin()
     assert bench.turns() == 0
-    bench.put(toy(6), toy(7))
+    bench.put(*(toy(k) for k in range(6, 10)))
     bench.turns()
     bench.learning.checkpoint()
-    assert (bench.learning.info().batch, bench.learning.info().clips) == (4, 8)
-    assert bench.states() == {"consumed": 6}
+    assert (bench.learning.info().batch, bench.learning.info().clips) == (3, 8)
+    assert bench.states() == {"consumed": 6, "journaled": 2}
 
 
 # What was there before spools knew whose they are.
@@ -315,11 +332,11 @@ def test_a_spool_and_checkpoints_of_the_first_format_are_gone_on_from(bench):
     bench.spool = Spool(bench.folder / "spool", clock=lambda: bench.time_ns)
     bench.begin()
     assert "learner_rebased" not in bench.kinds
-    assert bench.turns() == 0
+    assert bench.turns() == 1, "the candidate, which was journaled"
     bench.put(toy(4), toy(5))
     bench.turns()
     bench.learning.checkpoint()
-    assert (bench.learning.info().batch, bench.learning.info().clips) == (3, 6)
+    assert (bench.learning.info().batch, bench.learning.info().clips) == (2, 6)
 
 
 # Batches that kill.
@@ -328,14 +345,15 @@ def test_a_spool_and_checkpoints_of_the_first_format_are_gone_on_from(bench):
 class Part:
     """Enters parts of the work, and fails in a chosen one."""
 
-    def __init__(self):
+    def __init__(self, where: str = "forward"):
+        self.where = where
         self.log: list[str] = []
         self.fails: BaseException | None = None
 
     @contextmanager
     def __call__(self, name: str):
         self.log.append(name)
-        if self.fails is not None and name == "forward":
+        if self.fails is not None and name == self.where:
             raise self.fails
         yield
 
@@ -362,11 +380,12 @@ def test_a_batch_that_kills_its_learner_is_set_aside_at_the_fourth_start(tmp_pat
         assert "3 times" in aside.reason
         assert "batch_refused" in bench.kinds
         bench.learning.checkpoint()
-        assert bench.states() == {"consumed": 4, "quarantined": 2}
+        assert bench.states() == {"consumed": 2, "journaled": 2, "quarantined": 2}
         bench.learning.release(2)
         bench.turns()
         bench.learning.checkpoint()
-        assert bench.states() == {"consumed": 6}
+        assert bench.states() == {"consumed": 4, "journaled": 2}
+        assert bench.learning.info().clips == 6
 
 
 def test_a_batch_that_is_learned_again_after_each_restart_is_not_set_aside(bench):
@@ -377,6 +396,61 @@ def test_a_batch_that_is_learned_again_after_each_restart_is_not_set_aside(bench
         assert bench.learning.info().candidate == 1
         bench.begin()
     assert not bench.spool.status().set_aside
+
+
+@pytest.mark.parametrize("checkpoint_s", [0, 1e9])
+def test_an_order_that_waits_is_carried_out_once_though_what_judges_first_kills(
+    tmp_path, checkpoint_s
+):
+    """It is kept with what was judged, or waits again after each death; never is it lost."""
+    part = Part()
+    bench = Bench(tmp_path, rules=dataclasses.replace(RULES, checkpoint_s=checkpoint_s), part=part)
+    with bench.spool:
+        taught(bench, 2)
+        assert not bench.learning.consolidate()
+        bench.put(toy(2), toy(3))
+        for _ in range(3):
+            part.fails = KilledError()
+            with pytest.raises(KilledError):
+                bench.learning.turn()
+            part.fails = None
+            bench.begin()
+            if checkpoint_s:
+                bench.learning.turn()  # the batch again, as a candidate
+                bench.learning.turn()  # the order, which waits behind it
+                assert bench.learning.info().consolidations == 0
+        bench.put(toy(4), toy(5))
+        bench.turns()
+        assert [a.number for a in bench.spool.status().set_aside] == [3]
+        bench.learning.checkpoint()
+        info = bench.learning.info()
+        assert (info.batch, info.candidate, info.clips, info.consolidations) == (2, 4, 4, 1)
+        bench.begin()
+        assert bench.turns() == 1, "the candidate, and not the order"
+        assert bench.learning.info().consolidations == 1
+        assert bench.states() == {"consumed": 2, "journaled": 2, "quarantined": 2}
+
+
+def test_the_last_batch_is_not_lost_where_labels_stop_and_the_daemon_ends(tmp_path):
+    """It is learned again at each start, and counts once when clips come to judge it."""
+    ends = []
+    for starts in (0, 4):
+        bench = Bench(tmp_path / str(starts))
+        with bench.spool:
+            taught(bench, 4)
+            for _ in range(starts):
+                bench.learning.close()
+                assert bench.states() == {"consumed": 2, "journaled": 2}
+                bench.begin()
+                assert bench.turns() == 1
+                assert bench.learning.info().clips == 4
+            bench.put(toy(4), toy(5))
+            bench.turns()
+            assert bench.states() == {"consumed": 4, "journaled": 2}
+            ends.append(bench.store.newest())
+    (one, state), (two, again) = ends
+    assert (one.learned.version, one.learned.tally) == (two.learned.version, two.learned.tally)
+    assert same(state.tensors, again.tensors)
 
 
 def test_an_error_within_a_batch_sets_it_aside_and_leaves_no_trace(tmp_path):
@@ -393,7 +467,11 @@ def test_an_error_within_a_batch_sets_it_aside_and_leaves_no_trace(tmp_path):
         (aside,) = bench.spool.status().set_aside
         assert aside.reason == "RuntimeError: shapes do not match"
         for each in (bench, plain):
+            each.put(*(toy(k) for k in range(4, 8)))
+            each.turns()
             each.learning.checkpoint()
+        assert bench.learning.info().clips == plain.learning.info().clips == 6
+        assert plain.store.newest()[0].learned.tally.clips == 4
         assert same(bench.store.newest()[1].tensors, plain.store.newest()[1].tensors)
 
 
@@ -412,6 +490,28 @@ def test_a_lack_of_memory_is_waited_out_before_the_batch_is_set_aside(tmp_path):
         bench.turns()
         assert bench.learning.info().state == "waiting"
         assert bench.states() == {"quarantined": 2}
+
+
+def test_a_candidate_that_finds_no_memory_to_be_looked_at_waits_for_the_next_clips(tmp_path):
+    """Its learner goes on, and does not look again and again."""
+    part = Part("score")
+    bench = Bench(tmp_path, part=part)
+    with bench.spool:
+        taught(bench, 2)
+        bench.wait(7)
+        part.fails = torch.OutOfMemoryError("8 GiB wanted")
+        assert bench.turns() == 1
+        told = bench.notice("candidate_waits")
+        assert "no memory: 8 GiB wanted" in told.detail
+        assert told.data == {"batch": 1}
+        bench.wait(7)
+        part.fails = None
+        assert bench.turns() == 0
+        assert not bench.publications
+        bench.put(toy(2), toy(3))
+        bench.turns()
+        (published,) = bench.publications
+        assert (published.batch, published.reason) == (1, "learned")
 
 
 def test_a_full_disk_does_not_count_as_the_batchs_fault(bench, monkeypatch):
@@ -542,8 +642,8 @@ def test_a_damaged_checkpoint_is_put_away_and_made_again(bench):
 def test_a_checkpoint_that_is_damaged_while_it_is_there_is_written_again(bench):
     taught(bench, 4)
     damage(bench.store.all()[-1])
-    assert bench.learning.checkpoint().learned.cursor == 2
-    assert bench.store.newest()[0].learned.cursor == 2
+    assert bench.learning.checkpoint().learned.cursor == 1
+    assert bench.store.newest()[0].learned.cursor == 1
 
 
 def test_where_all_checkpoints_are_damaged_learning_begins_anew(bench):
@@ -555,8 +655,10 @@ def test_where_all_checkpoints_are_damaged_learning_begins_anew(bench):
     waiting = bench.notice("learner_rebased").data["waiting"]
     bench.turns()
     bench.learning.checkpoint()
-    assert bench.learning.info().clips == waiting
+    assert bench.learning.info().clips == waiting == 6
     bench.begin()
+    assert bench.learning.info().clips == waiting - 2
+    assert bench.turns() == 1, "the candidate is learned again"
     assert bench.learning.info().clips == waiting
 
 
@@ -568,7 +670,7 @@ def test_going_back_to_a_damaged_version_is_refused(bench):
     answer = carry_out(bench.learning, order)
     assert isinstance(answer, Refused)
     assert "damaged" in answer.detail
-    assert bench.states() == {"consumed": 6}
+    assert bench.states() == {"consumed": 4, "journaled": 2}
 
 
 def test_going_back_while_the_spool_is_locked_changes_nothing(bench, monkeypatch):
@@ -593,6 +695,7 @@ def test_going_back_while_the_spool_is_locked_changes_nothing(bench, monkeypatch
 def test_going_back_is_finished_by_the_next_learner_where_it_was_cut(bench, monkeypatch, where):
     taught(bench, 6)
     to = bench.learning.versions()[-2]
+    assert not bench.learning.consolidate(), "it waits behind batch 3, and goes with it"
 
     def killed(*_):
         raise KilledError
@@ -605,12 +708,13 @@ def test_going_back_is_finished_by_the_next_learner_where_it_was_cut(bench, monk
     assert bench.learning.info().version == to.version
     assert bench.learning.versions()[-1].version == to.version
     assert bench.turns() == 0
-    assert [a.number for a in bench.spool.status().set_aside] == [to.batch + 1]
-    bench.put(toy(8), toy(9))
+    assert [a.number for a in bench.spool.status().set_aside] == [to.batch + 1, to.batch + 2]
+    bench.put(*(toy(k) for k in range(8, 12)))
     bench.turns()
     bench.learning.checkpoint()
     bench.begin()
     assert bench.learning.info().batch > to.batch + 1, "what comes later stays"
+    assert bench.learning.info().consolidations == 0
 
 
 def test_going_back_is_finished_later_where_a_checkpoint_cannot_be_deleted(bench, monkeypatch):
@@ -631,12 +735,13 @@ def test_going_back_is_finished_later_where_a_checkpoint_cannot_be_deleted(bench
 
 
 def test_the_journal_says_what_was_learned_by_others(bench):
-    taught(bench, 6)
+    taught(bench, 8)
     retired = bench.spool.status().retired_up_to
+    assert retired
     away(bench)
     bench.begin()
     states = [batch.state for batch in read_journal(bench.folder / "spool").batches]
-    assert states == ["past"] * retired + ["released"] * (3 - retired)
+    assert states == ["past"] * retired + ["released"] * (4 - retired)
 
 
 def test_another_method_without_moving_checkpoints_away_is_refused_as_before(bench):
@@ -644,7 +749,7 @@ def test_another_method_without_moving_checkpoints_away_is_refused_as_before(ben
     bench.settings = dataclasses.replace(SETTINGS, method="finetune")
     with pytest.raises(LearningError, match="move"):
         bench.begin()
-    assert bench.states() == {"consumed": 4}
+    assert bench.states() == {"consumed": 2, "journaled": 2}
 
 
 def test_a_batch_that_is_not_there_cannot_be_begun(bench):
