@@ -29,7 +29,7 @@ from .fields import to_map
 from .infos import LadderInfo
 from .intake import Intake
 from .lateintake import LateIntake
-from .memory import resident_mb
+from .memory import loaded_for_good, resident_mb
 from .messages import Event, Hello, ModelInfo
 from .openfiles import allow_many
 from .parts import (
@@ -194,9 +194,10 @@ class Service:
         self._signals.call(self._stop)
         code, ending = OK, "the stream has ended"
         try:
-            while not self._publish_all():
-                source = _open_source(self._config, self._engine, self._signals, self._clock)
-                self._watch(source)
+            with loaded_for_good():
+                while not self._publish_all():
+                    source = _open_source(self._config, self._engine, self._signals, self._clock)
+                    self._watch(source)
         except AbandonedError:
             pass  # a signal came, which is told below
         except (MediaError, EngineError) as error:

@@ -430,6 +430,7 @@ def fit(
     keep: Callable[[float], None] | None = None,
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     save_every_s: float = 60.0,
+    save_epochs: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Train until all epochs are done, from wherever the trainer stands.
@@ -445,6 +446,7 @@ def fit(
         keep: called with the score, under the same conditions, whenever it is the best so far.
         on_step: told the number of steps made and the step's scalars.
         save_every_s: seconds from 0. A state may take gigabytes, an epoch a second.
+        save_epochs: save after every epoch too: where they are long, and validated.
         clock: tells seconds.
 
     Raises:
@@ -453,9 +455,9 @@ def fit(
     """
     saved = clock()
 
-    def save_if_due() -> None:
+    def save_if_due(*, at_once: bool = False) -> None:
         nonlocal saved
-        if save is not None and clock() - saved >= save_every_s:
+        if save is not None and (at_once or clock() - saved >= save_every_s):
             save()
             saved = clock()
 
@@ -476,7 +478,7 @@ def fit(
             )
         if validate is not None:
             _select(trainer, validate, keep)
-        save_if_due()
+        save_if_due(at_once=save_epochs)
 
 
 def _select(

@@ -101,8 +101,15 @@ def train_audio(
     def save() -> None:
         trainer.save(state)
 
-    fit(trainer, feed, save=save, validate=validate, keep=keep, on_step=on_step)
-    save()
+    fit(
+        trainer,
+        feed,
+        save=save,
+        validate=validate,
+        keep=keep,
+        on_step=on_step,
+        save_epochs=True,
+    )
     best.replace(options.out / "audio.safetensors")
     load_encoder(encoder.cpu(), options.out / "audio.safetensors")
     network.audio = encoder.requires_grad_(requires_grad=False).eval()

@@ -98,8 +98,15 @@ def train_masks(
     def save() -> None:
         trainer.save(state)
 
-    fit(trainer, feed, save=save, validate=validate, keep=keep, on_step=on_step)
-    save()
+    fit(
+        trainer,
+        feed,
+        save=save,
+        validate=validate,
+        keep=keep,
+        on_step=on_step,
+        save_epochs=True,
+    )
     best = options.out / "best"
     if options.importance:
         _weigh(options, best, roots, log)
