@@ -309,7 +309,8 @@ def write_clip(path: Path, frames: int) -> Path:
     """Write a moving pattern with a swept tone: 640 x 360, 25 fps, H.264 and AAC.
 
     Args:
-        path: where, ending in ``.mp4``.
+        path: where, ending in ``.mp4``, or in ``.ts`` as a camera sends: no picture waits for a
+            later one, and each piece of sound is a packet.
         frames: how many pictures.
 
     Returns:
@@ -321,8 +322,13 @@ def write_clip(path: Path, frames: int) -> Path:
     ground = np.ascontiguousarray(coarse.repeat(8, axis=0).repeat(8, axis=1))
     seconds = np.arange(frames * _CLIP_RATE_HZ // CLIP_FPS) / _CLIP_RATE_HZ
     sound = (0.3 * np.sin(2 * np.pi * (220 + 40 * seconds) * seconds)).astype(np.float32)
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=CLIP_FPS, options={"preset": "veryfast"})
+    is_sent = path.suffix == ".ts"
+    tuning = {"tune": "zerolatency"} if is_sent else {}
+    packing = {"pes_payload_size": "1"} if is_sent else {}
+    with av.open(str(path), "w", options=packing) as container:
+        video = container.add_stream(
+            "libx264", rate=CLIP_FPS, options={"preset": "veryfast", **tuning}
+        )
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         audio = container.add_stream("aac", rate=_CLIP_RATE_HZ, layout="mono")
         written = 0

@@ -256,10 +256,10 @@ def bench_latency(
     weights: WeightsOption = None,
     json_path: ReportOption = None,
 ) -> None:
-    """Time the moment a picture is due to its mask's publication, beside the bare network.
+    """Time the capture of pictures of a live stream to their masks' publication.
 
-    A file is played as if it were live: decoding, queue, network and publication are in it; a
-    network, a capture process and waiting for sound are not.
+    The stream is sent over a loopback socket as a camera sends: all that a live stream costs is in
+    it. Beside it, the bare network in the same run.
     """
     from .latencybench import bench_latency as bench
 

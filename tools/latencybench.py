@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ..daemon.pipeline import STAGES, WAITING
 from .bareforward import BenchError, bare_pass, last_sample
 from .bench import CLIP_FPS, write_clip
 from .countbar import count_bar
+from .livecast import LiveCast
 from .livedaemon import LiveDaemon, Timed
 from .machine import machine
 
@@ -80,11 +82,13 @@ def bench_latency(
     json_path: Path | None = None,
     console: Console | None = None,
 ) -> LatencyReport:
-    """Time a daemon on a stream of 640 x 360 pictures with sound, 25 a second, policy ``live``.
+    """Time a daemon on a live stream of 640 x 360 pictures with sound, 25 a second.
 
     In turn, the bare network (log-mel and picture ready) at the same pace and with as many
-    threads, and a daemon whose masks a subscriber in this process receives. Capture is the moment
-    at which a picture is due, as if a camera had given it.
+    threads, and a daemon whose masks a subscriber in this process receives. The stream is H.264 and
+    AAC in MPEG-TS, sent over a loopback socket as it is due: so reading it in another process,
+    decoding, waiting for sound, queue, network and publication are all in it. Capture is the moment
+    that the daemon has by its map of the sender's clock.
 
     Args:
         preset: the network.
@@ -105,12 +109,15 @@ def bench_latency(
     console = console or Console()
     bare, total, stages = Latencies(), Latencies(), Latencies()
     fps: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="atlasd-bench-") as folder, count_bar(console) as bar:
-        here = Path(folder)
-        config = _config(here, preset, frames, threads, capacity, weights)
+    with ExitStack() as opened:
+        here = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="atlasd-bench-")))
+        bar = opened.enter_context(count_bar(console))
+        film = write_clip(here / "clip.ts", 2 * frames + _SPARE_FRAMES)
+        cast = opened.enter_context(LiveCast(film))
+        config = _config(here, cast.url, preset, threads, capacity, weights)
         engine = build_engine(config)
         engine.warm()
-        forward = bare_pass(engine, last_sample(Path(config.source.uri), engine), 1)
+        forward = bare_pass(engine, last_sample(film, engine), 1)
         task = bar.add_task("bare network, then daemon", total=2 * rounds * frames)
         for _ in range(rounds):
             _time_bare(forward, frames, bare, bar, task)
@@ -144,18 +151,16 @@ def bench_latency(
 
 def _config(
     here: Path,
+    url: str,
     preset: str,
-    frames: int,
     threads: int,
     capacity: int | None,
     weights: Path | None,
 ) -> Config:
-    clip = write_clip(here / "clip.mp4", frames + _SPARE_FRAMES)
     return load_config(
         overrides=[
-            f"source.uri={clip}",
-            "source.policy=live",
-            "source.repeat=true",
+            f"source.uri={url}",
+            "source.kind=live",
             f"model.preset={preset}",
             f"model.threads={threads}",
             *([f"queue.capacity={capacity}"] if capacity else ()),
