@@ -244,14 +244,14 @@ class Supervisor:
             self._start_at = now + min(30.0, 2.0 ** (len(self._deaths) - 1))
         if final:
             detail += "; nothing is learned until `atlasd resume`, masks go on"
+        _log.error("%s", detail)
+        self._announce("learner_died", detail, {"restarts": self._restarts, "final": final})
         self._set(
             state="failed" if final else "restarting",
             detail=detail[:4000],
             pid=0,
             restarts=self._restarts,
         )
-        _log.error("%s", detail)
-        self._announce("learner_died", detail, {"restarts": self._restarts, "final": final})
         self._book.settle_all(
             f"the learner {cause} before it answered; whether the order was carried out is not "
             "known: see atlasd status and atlasd versions before you give it again"

@@ -27,6 +27,9 @@ ERODING = LearnSettings(
 PATIENT = dataclasses.replace(RULES, checkpoint_s=1e9)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     before = torch.get_num_threads()

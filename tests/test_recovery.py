@@ -33,6 +33,9 @@ from test_learning import toy as long_toy
 THREADS = torch.get_num_threads()
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     torch.set_num_threads(1)

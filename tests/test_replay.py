@@ -238,7 +238,7 @@ def replay_in_two(told, folder, whole, stop, cache):
     return resumed
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5, 7, 9])
+@pytest.mark.parametrize("stop", [1, 5, 9])
 @pytest.mark.parametrize("method", ["atlas", "ewc", "lwf", "panda+ewc"])
 def test_a_run_that_is_cut_short_anywhere_ends_as_one_that_is_not(
     method, stop, data, cache, tmp_path
@@ -354,7 +354,7 @@ class KillError(BaseException):
     """Stands for SIGKILL: nobody catches it."""
 
 
-@pytest.mark.parametrize("at", [4, 5, 6])
+@pytest.mark.parametrize("at", [4, 6])
 @pytest.mark.parametrize("consolidate", ["oracle", "every:2"])
 def test_a_stream_that_is_killed_at_one_write_after_the_other_loses_no_frame(
     consolidate, at, data, cache, tmp_path, monkeypatch

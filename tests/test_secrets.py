@@ -87,7 +87,7 @@ def quoted(text: str) -> str:
     return json.dumps(text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     key=st.sampled_from(KEYS + UNKNOWN),
     text=SPELLINGS,
@@ -111,7 +111,7 @@ def test_no_setting_shows_it_in_whatever_key_form_and_place(
     assert SECRET not in said(*words, environ=environ)[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     text=SPELLINGS,
     words=st.sampled_from(
