@@ -16,7 +16,7 @@ import torch
 from ..model.method import Method, MethodError
 from ..model.methods import load as load_method
 from ..model.network import Network
-from ..model.presets import PRESETS, build
+from ..model.presets import PRESETS
 from ..streams.avslayout import FRAMES_PER_CLIP
 from ..streams.manifest import Manifest
 from .clipstore import ClipStore
@@ -25,7 +25,7 @@ from .embeddings import clip_embeddings
 from .machine import forget_peak_memory
 from .runfolder import RunError, RunFolder, write_bytes, write_json, writing
 from .runmetrics import metrics_of
-from .runnetwork import make_network
+from .runnetwork import make_features_network, make_network
 from .runplan import clips_of, planned, protocol_of
 from .runspec import RunSpec
 from .taskloop import Progress, TaskLoop
@@ -108,10 +108,7 @@ def _manifest(
     clips = clips_of(spec, store.entries.values())
     needed = protocol_of(spec).needs_features
     if needed and spec.features_of:
-        network = build(
-            spec.features_of, trained=False, pretrained=not spec.random, seed=spec.seed,
-            categories=(),
-        ).to(spec.device)  # fmt: skip
+        network = make_features_network(spec)
         store = ClipStore(spec.data, spec.subset, network, cache, seed=spec.seed)
     features = clip_embeddings(network, store, clips) if needed else None
     manifest = planned(spec, clips, features)

@@ -23,6 +23,18 @@ def make_network(spec: RunSpec, trainable: Trainable) -> Network:
     return _built(spec, trainable, pretrained=not spec.random).to(spec.device)
 
 
+def make_features_network(spec: RunSpec) -> Network:
+    """The network whose features order or cluster the clips, where that is not the run's own."""
+    network = build(
+        spec.features_of,
+        trained=False,
+        pretrained=not spec.random,
+        seed=spec.seed,
+        categories=(),
+    )
+    return network.to(spec.device)
+
+
 def state_bytes(spec: RunSpec, trainable: Trainable) -> int:
     """About what a saved state of the run takes; the network is laid out without its numbers.
 
