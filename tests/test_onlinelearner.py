@@ -20,8 +20,11 @@ from served import tiny_network
     ("method", "options"),
     [("atlas", {"c": 30.0, "growth": "mean", "anchors": 3}), ("finetune", {}), ("si", {"c": 1.0})],
 )
-def test_the_learner_ends_where_the_evaluators_stream_does(tmp_path, method, options):
-    """Every clip of MS3 has five masks: a clip is a step."""
+@pytest.mark.parametrize(("together", "passes", "clip_norm"), [(1, 1, 0.0), (5, 2, 1.0)])
+def test_the_learner_ends_where_the_evaluators_stream_does(
+    tmp_path, method, options, together, passes, clip_norm
+):
+    """Every clip of MS3 has five masks; five of them are four steps, the last a smaller one."""
     data = write_dataset(
         tmp_path / "toy",
         {"train": 0, "val": 0, "test": 0},
@@ -39,7 +42,10 @@ def test_the_learner_ends_where_the_evaluators_stream_does(tmp_path, method, opt
         split="10-10",
         schedule="stream",
         consolidate="plateau",
-        batch=5,
+        batch=8,
+        together=together,
+        passes=passes,
+        clip_norm=clip_norm,
         variants=1,
         score_px=32,
         score_frames="one",
@@ -48,7 +54,13 @@ def test_the_learner_ends_where_the_evaluators_stream_does(tmp_path, method, opt
     replay(spec, tmp_path / "run")
     tensors, _ = read_tensors(tmp_path / "run" / "boundary.safetensors")
     settings = LearnSettings(
-        method=method, options=options, parts="all", lr=3e-3, clip_norm=0.0, frames=5, passes=1
+        method=method,
+        options=options,
+        parts="all",
+        lr=3e-3,
+        clip_norm=clip_norm,
+        frames=8,
+        passes=passes,
     )
     torch.set_num_threads(spec.threads)
     learner = OnlineLearner(make_network(spec, "lora"), settings)
@@ -59,9 +71,9 @@ def test_the_learner_ends_where_the_evaluators_stream_does(tmp_path, method, opt
         for clip in task.train
     ]
     assert len(order) == 30
-    for number, clip in enumerate(order):
-        clips = [entries[clip].labeled_clip(64)]
-        learner.learn(clips, learner.batches(clips), seed=number)
+    for first in range(0, len(order), together):
+        clips = [entries[clip].labeled_clip(64) for clip in order[first : first + together]]
+        learner.learn(clips, learner.batches(clips), seed=first)
     own = dict(learner.network.named_parameters())
     learned = {n.removeprefix("network."): t for n, t in tensors.items() if "network." in n[:8]}
     assert {n for n, p in own.items() if p.requires_grad} == set(learned)

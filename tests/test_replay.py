@@ -330,8 +330,11 @@ def test_a_decoder_that_cannot_be_adapted_is_refused(changes, why, data):
         spec(data, decoder="lora_after_first", **changes)
 
 
-@pytest.mark.parametrize("method", ["atlas", "ranpac"])
-def test_a_stream_without_boundaries_resumes_with_its_optimizer(method, data, cache, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "how"),
+    [("atlas", {}), ("ranpac", {}), ("atlas", {"together": 3, "passes": 2, "clip_norm": 1.0})],
+)
+def test_a_stream_without_boundaries_resumes_with_its_optimizer(method, how, data, cache, tmp_path):
     """RanPAC freezes the network in the first task and learns from all the others' steps."""
     told = spec(
         data,
@@ -341,6 +344,7 @@ def test_a_stream_without_boundaries_resumes_with_its_optimizer(method, data, ca
         schedule="stream",
         consolidate="every:2",
         batch=2,
+        **how,
     )
     whole = replay(told, tmp_path / "whole", cache=cache)
     resumed = replay_in_two(told, tmp_path / "broken", tmp_path / "whole", 17, cache)
@@ -348,6 +352,20 @@ def test_a_stream_without_boundaries_resumes_with_its_optimizer(method, data, ca
     assert whole["prequential"]["frames"] == 6 * 5, "each frame of the stream, once"
     assert "groups" in whole
     assert "class_cil" not in whole["measures"], "several sources have no label"
+
+
+@pytest.mark.parametrize("key", ["together", "passes"])
+def test_what_only_a_stream_has_is_refused_elsewhere(key, data):
+    with pytest.raises(ValidationError, match=f"{key} is 2, and schedule no stream"):
+        spec(data, **{key: 2})
+
+
+def test_a_key_that_came_later_and_says_nothing_leaves_a_runs_name(data):
+    told = spec(data, schedule="stream", protocol="task-free")
+    assert spec(data, schedule="stream", protocol="task-free", passes=1, clip_norm=0.0) == told
+    others = [{"passes": 2}, {"together": 1}, {"clip_norm": 1.0}, {"bfloat16": True}]
+    names = {spec(data, schedule="stream", protocol="task-free", **one).hash for one in others}
+    assert len(names | {told.hash}) == 5
 
 
 class KillError(BaseException):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,20 @@ from ..model.training import Batch
 from ..streams.avslayout import FRAMES_PER_CLIP
 from .clipstore import ClipStore
 from .views import draw_view, varied_colours
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Clips are learned as they arrive, like the live learner's.
+
+    Attributes:
+        together: clips that are learned together, no step goes beyond them (`learner.clips`); 0:
+            what a step takes.
+        passes: over what is learned together, before what comes next (`learner.passes`).
+    """
+
+    together: int = 0
+    passes: int = 1
 
 
 class ClipFeed:
@@ -34,7 +49,7 @@ class ClipFeed:
         variants: int = 1,
         clip_frames: int = 1,
         raw_sounds: bool = False,
-        in_order: bool = False,
+        arrival: Arrival | None = None,
     ) -> None:
         """Lists the frames.
 
@@ -47,7 +62,7 @@ class ClipFeed:
             variants: of each sound.
             clip_frames: frames that the network takes together: 1, or all 5 of a clip.
             raw_sounds: give sounds as waves, for methods that mix them.
-            in_order: as they arrive, not shuffled.
+            arrival: how clips are learned in their order; None: all are shuffled.
 
         Raises:
             ValueError: no clip has a mask.
@@ -57,7 +72,6 @@ class ClipFeed:
         self._seed = seed
         self._variants = variants
         self._raw = raw_sounds
-        self._in_order = in_order
         self._items: list[tuple[str, tuple[int, ...]]] = []
         for clip in clips:
             labeled = np.flatnonzero(store.pictures(clip)[2]).tolist()
@@ -68,26 +82,54 @@ class ClipFeed:
         if not self._items:
             raise ValueError(f"none of {len(clips)} clips has a mask to learn from")
         self._size = max(1, batch // clip_frames)
+        self._arrival = None if arrival is None else self._arriving(clips, arrival)
 
     @property
     def steps(self) -> int:
         """Batches an epoch; the last may be smaller."""
-        return -(-len(self._items) // self._size)
+        return len(self._arrival or self._cut(self._all))
+
+    def is_new(self, step: int) -> bool:
+        """Whether a step's frames come for the first time in their epoch."""
+        return self._arrival is None or self._arrival[step][1]
 
     def __call__(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """The epoch's batches from ``first_step`` on."""
-        order = np.arange(len(self._items))
-        if not self._in_order:
-            order = np.random.default_rng((*self._seed, epoch)).permutation(order)
+        if self._arrival is None:
+            order = np.random.default_rng((*self._seed, epoch)).permutation(self._all)
+            chosen = self._cut(order)
+        else:
+            chosen = [numbers for numbers, _ in self._arrival]
         for step in range(first_step, self.steps):
             rng = np.random.default_rng((*self._seed, epoch, step))
-            chosen = order[step * self._size : (step + 1) * self._size]
-            yield self._batch(chosen, rng if self._variants > 1 else None)
+            yield self._batch(chosen[step], rng if self._variants > 1 else None)
 
     def __iter__(self) -> Iterator[Batch]:
-        for step in range(self.steps):
-            chosen = np.arange(len(self._items))[step * self._size : (step + 1) * self._size]
-            yield self._batch(chosen, None)
+        for numbers in self._cut(self._all):
+            yield self._batch(numbers, None)
+
+    @property
+    def _all(self) -> NDArray[np.int64]:
+        return np.arange(len(self._items))
+
+    def _cut(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [numbers[at : at + self._size] for at in range(0, len(numbers), self._size)]
+
+    def _arriving(
+        self, clips: Sequence[str], arrival: Arrival
+    ) -> list[tuple[NDArray[np.int64], bool]]:
+        """The steps of the stream: which frames, and whether for the first time."""
+        groups = self._cut(self._all)
+        if arrival.together:
+            places = {clip: place // arrival.together for place, clip in enumerate(clips)}
+            group = [places[clip] for clip, _ in self._items]
+            groups = np.split(self._all, np.flatnonzero(np.diff(group)) + 1)
+        return [
+            (numbers, number == 0)
+            for each in groups
+            for number in range(arrival.passes)
+            for numbers in self._cut(each)
+        ]
 
     def _batch(self, chosen: NDArray[np.int64], rng: np.random.Generator | None) -> Batch:
         images: list[NDArray[np.uint8]] = []

@@ -35,6 +35,9 @@ _PROTOCOLS = get_args(ProtocolName)
 _NAMED = {"network", "vary", "system", "protocol", "order", "seed"}
 """Keys that a run's folder names by themselves."""
 
+_LATER = ("bfloat16", "clip_norm", "features_of", "passes", "together")
+"""Keys that came later count only where they say something: older runs are found."""
+
 Decoder = Literal["full", "lora_after_first"]
 
 
@@ -101,6 +104,10 @@ class RunSpec(BaseModel):
     """Of the order, the network's random parts, the batches."""
     schedule: Literal["epochs", "stream"] = "epochs"
     """`stream`: one pass in the order of arrival, as the daemon learns."""
+    together: int = Field(default=0, ge=0, le=10_000)
+    """Of a stream: clips that are learned together, as `learner.clips`; 0: what a step takes."""
+    passes: int = Field(default=1, ge=1, le=100)
+    """Of a stream: over what is learned together, as `learner.passes`."""
     consolidate: str = Field(default="oracle", pattern=r"^(oracle|plateau|every:[1-9][0-9]*)$")
     """At told boundaries, on plateaus, or every N steps."""
     decoder: Decoder = "full"
@@ -114,6 +121,8 @@ class RunSpec(BaseModel):
     """AdamW's."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """AdamW's."""
+    clip_norm: float = Field(default=0.0, ge=0)
+    """Largest norm of the whole gradient, as `learner.clip_norm`; 0 leaves it as it is."""
     class_weight: float = Field(default=0.5, ge=0)
     """λ_cls of Eq. 10."""
     bfloat16: bool = False
@@ -146,6 +155,14 @@ class RunSpec(BaseModel):
                 f"clip_frames is {frames}; a run learns and scores frames by themselves (1) or all "
                 f"{FRAMES_PER_CLIP} of a clip together"
             )
+        return value
+
+    @field_validator("together", "passes")
+    @classmethod
+    def _needs_a_stream(cls, value: int, info: ValidationInfo) -> int:
+        default = cls.model_fields[info.field_name or ""].default
+        if value != default and info.data.get("schedule", "epochs") != "stream":
+            raise ValueError(f"{info.field_name} is {value}, and schedule no stream: it is of that")
         return value
 
     @field_validator("decoder")
@@ -192,8 +209,8 @@ class RunSpec(BaseModel):
     @property
     def hash(self) -> str:
         """Names all that decides the result; where it is computed does not count."""
-        # Keys that came later count only where they say something: older runs are found.
-        later = {name for name in ("bfloat16", "features_of") if not getattr(self, name)}
+        fields = type(self).model_fields
+        later = {name for name in _LATER if getattr(self, name) == fields[name].default}
         told = self.model_dump(mode="json", exclude={"device", "system", "apart"} | later)
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -27,7 +27,7 @@ from ..model.presets import PRESETS
 from ..model.taskloss import task_loss
 from ..model.training import Settings, Trainer, fit
 from ..streams.manifest import Manifest, Task
-from .clipfeed import ClipFeed
+from .clipfeed import Arrival, ClipFeed
 from .clipscore import ClipScorer, PrequentialRow
 from .clipstore import ClipStore
 from .machine import machine, peak_memory_mb
@@ -193,7 +193,7 @@ class TaskLoop:
             variants=spec.variants,
             clip_frames=self.network.clip_frames,
             raw_sounds=self.method.mixes_clips,
-            in_order=spec.schedule == "stream",
+            arrival=Arrival(spec.together, spec.passes) if spec.schedule == "stream" else None,
         )
 
     def _train(self, task: Task, feed: ClipFeed) -> None:
@@ -209,7 +209,7 @@ class TaskLoop:
 
         def batches(epoch: int, first: int) -> Iterator[Batch]:
             for step, batch in enumerate(feed(epoch, first), first):
-                if streaming:
+                if streaming and feed.is_new(step):
                     rows.extend(self.scorer.prequential(batch, task.index, step))
                 yield batch
 
@@ -248,6 +248,7 @@ class TaskLoop:
             epochs=1 if spec.schedule == "stream" else spec.epochs,
             lr=spec.lr,
             weight_decay=spec.weight_decay,
+            clip_norm=spec.clip_norm,
             bfloat16=spec.bfloat16,
         )
         return Trainer(
