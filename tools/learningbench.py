@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ..daemon.engine import available_cores
 from ..model.method import Batch, Method
 from ..model.methods import load
 from ..model.network import Network
@@ -81,7 +82,7 @@ def bench_learning(
     batch: int = 8,
     cache_rounds: int = 9,
     bfloat16: bool = False,
-    threads: int = 1,
+    threads: int = 0,
     device: str = "cpu",
     json_path: Path | None = None,
     console: Console | None = None,
@@ -100,12 +101,13 @@ def bench_learning(
         batch: frames a step.
         cache_rounds: of epochs.
         bfloat16: make their steps in it where that is safe, as `RunSpec.bfloat16` does.
-        threads: of torch.
+        threads: of torch; 0: all cores.
         device: where to compute.
         json_path: where to write the report, or None.
         console: where to print, or None for standard output.
     """
     console = console or Console()
+    threads = threads or available_cores()
     torch.set_num_threads(threads)
     times, persistent = _steps(preset, rounds, batch, device, console)
     ratios = {name: _ratio(times[name], times["finetune"]) for name in _METHODS}
@@ -165,9 +167,10 @@ def _trainer(network: Network, method: Method, settings: Settings) -> Trainer:
 
 
 def _kept(method: Method) -> float:
-    """Bytes of a method's state over bytes of the parameters that it anchors."""
+    """Bytes of a method's state over bytes of the parameters that it anchors, to 1 %: it counts."""
     sizes = {name: t.numel() * t.element_size() for name, t in method.state_dict().items()}
-    return sum(sizes.values()) / sum(s for name, s in sizes.items() if name.startswith("anchor."))
+    anchored = sum(size for name, size in sizes.items() if name.startswith("anchor."))
+    return round(sum(sizes.values()) / anchored, 2)
 
 
 def _persistent_bar(name: str) -> float:
