@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import zmq
 from atlasd.daemon.messages import Event, Status, pack, topic
 from atlasd.daemon.publisher import Publisher
-from wire import PATIENCE_S, a_mask, await_subscribers, picture
+from wire import PATIENCE_S, a_mask, await_subscribers, picture, proxied
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "docs" / "examples" / "javascript"
 TCP = "tcp://127.0.0.1:0"
@@ -201,6 +202,38 @@ def test_losses_are_counted(started, bus):
     bus.send(pack(Event(stream="main", kind="eos")))
     _, complaints = ended(process)
     assert "3 masks lost" in complaints
+
+
+def test_after_a_pause_the_latest_comes_and_what_lay_before_it_is_passed_over(started, bus):
+    process = started(endpoint_of(bus), "main", "--json")
+    await_join(bus)
+    bus.send(pack(a_mask(0)))
+    first = json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGSTOP)
+    for seq in range(1, 300):
+        bus.send(pack(a_mask(seq)))
+    process.send_signal(signal.SIGCONT)
+    bus.send(pack(Event(stream="main", kind="eos")))
+    lines, complaints = ended(process)
+    seqs = [line["seq"] for line in (first, *lines)]
+    assert seqs == sorted(set(seqs))
+    assert (seqs[0], seqs[-1]) == (0, 299)
+    assert len(seqs) < 30
+    assert "0 masks lost" in complaints
+
+
+def test_what_the_proxy_passes_on_is_read_and_the_last_mask_reaches_who_comes_late(started):
+    with Publisher(TCP, "wait") as publisher, proxied(publisher.endpoint) as proxy:
+        process = started(proxy.endpoint, "main", "--all", "--json")
+        await_subscribers(publisher, 1)
+        for seq in range(20):
+            publisher.publish(a_mask(seq))
+        publisher.publish(Event(stream="main", kind="eos"))
+        publisher.publish(Status(stream="main", state="ended", mask=a_mask(19)))
+        lines, _ = ended(process)
+        assert [line["seq"] for line in lines] == list(range(20))
+        late, _ = ended(started(proxy.endpoint, "main", "--json"))
+        assert [line["seq"] for line in late] == [19]
 
 
 def test_silence_and_wrong_calls_have_codes_of_their_own(started):

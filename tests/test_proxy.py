@@ -17,7 +17,16 @@ from atlasd.daemon.messages import Event, Hello, Mask, Status, topic, unpack
 from atlasd.daemon.proxy import Proxy, ProxyError
 from atlasd.daemon.publisher import Publisher
 from feeder import Feeder
-from wire import PATIENCE_S, Reader, a_hello, a_mask, await_subscribers, picture, raw_subscriber
+from wire import (
+    PATIENCE_S,
+    Reader,
+    a_hello,
+    a_mask,
+    await_subscribers,
+    picture,
+    proxied,
+    raw_subscriber,
+)
 
 TCP = "tcp://127.0.0.1:0"
 
@@ -26,20 +35,6 @@ TCP = "tcp://127.0.0.1:0"
 def context():
     with zmq.Context() as made:
         yield made
-
-
-@contextmanager
-def proxied(*sources, **options):
-    """A proxy that serves in a thread."""
-    with Proxy(sources, TCP, **options) as proxy:
-        thread = threading.Thread(target=proxy.serve)
-        thread.start()
-        try:
-            yield proxy
-        finally:
-            proxy.stop()
-            thread.join(PATIENCE_S)
-            assert not thread.is_alive()
 
 
 def until(condition):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import zmq
@@ -18,9 +19,24 @@ from atlasd.daemon.messages import (
     Preview,
     Status,
 )
+from atlasd.daemon.proxy import Proxy
 
 MODEL = ModelInfo(preset="tiny", version="tiny-3")
 PATIENCE_S = 60.0
+
+
+@contextmanager
+def proxied(*sources, **options):
+    """A proxy on a port of its own that serves in a thread."""
+    with Proxy(sources, "tcp://127.0.0.1:0", **options) as proxy:
+        thread = threading.Thread(target=proxy.serve)
+        thread.start()
+        try:
+            yield proxy
+        finally:
+            proxy.stop()
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
 
 
 def picture(height=6, width=10):

@@ -169,7 +169,7 @@ export class Masks {
     try {
       while (!this.#over) {
         this.#note(await this.#socket.receive());
-        this.#arrived();
+        setImmediate(this.#arrived); // after all that is there already, so that the latest is the latest
       }
     } catch (error) {
       const silence = `nothing came from ${this.endpoint} within ${this.timeoutS} s; is the daemon running?`;
