@@ -180,6 +180,8 @@ class SyncConfig(_Section):
     """Shifts the window later: how much later the sound is stamped (`atlasd calibrate`)."""
     audio_wait_ms: float = Field(default=80.0, ge=0, le=5000)
     """Live: how long a frame waits for sound once its window is over; then it goes on as `late`."""
+    audio_slack_ms: float = Field(default=20.0, ge=0, le=200)
+    """Live: the last so much of a window is not waited for: it ends earlier, as its times say."""
 
 
 class QueueConfig(_Section):
@@ -188,7 +190,7 @@ class QueueConfig(_Section):
     capacity: int | None = Field(default=None, ge=1, le=4096)
     """Samples that may wait; full, `wait` holds the source, `live` drops; none: 32, live 8."""
     max_wait_ms: float | None = Field(default=None, gt=0, le=60_000)
-    """Live: how long a sample may wait once a newer one is there; none: a frame's period."""
+    """Live: how long a sample may wait once a newer one is there; none: half a frame's period."""
     max_age_ms: float = Field(default=500.0, gt=0, le=60_000)
     """Live: a sample older than this, from the end of its window on, is dropped, and counted."""
 

@@ -28,6 +28,7 @@ from .stopwatch import Stopwatch
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_FEW_CORES = 2
 _WARM_PASSES = 3
 _TIMED_PASSES = 7
 
@@ -433,12 +434,14 @@ def _ladder(
         raise EngineError(str(error)) from error
 
 
-def automatic_threads() -> int:
+def automatic_threads(*, is_paced: bool = False) -> int:
     """CPU threads for the network where none are asked for: all cores but one, at least one.
 
-    The spare core decodes.
+    The spare core decodes. Of two cores both are taken where pictures come at their own pace
+    (``is_paced``): decoding then leaves its core alone most of the time.
     """
-    return max(1, available_cores() - 1)
+    cores = available_cores()
+    return cores if is_paced and cores <= _FEW_CORES else max(1, cores - 1)
 
 
 def available_cores() -> int:

@@ -21,7 +21,7 @@ from ..streams.sources import MediaError, Source
 from .config import Config, SourceConfig
 from .devicestream import open_device_stream
 from .devicetoken import FrameToken
-from .engine import Engine, TorchEngine, resolved_device
+from .engine import Engine, TorchEngine, automatic_threads, resolved_device
 from .intake import Intake
 from .labeldesk import LabelDesk, LabelRules
 from .labels import Answer
@@ -92,7 +92,7 @@ def build_engine(config: Config) -> TorchEngine:
     return TorchEngine(
         network,
         model.device,
-        model.threads,
+        model.threads or automatic_threads(is_paced=config.source.pace == "real"),
         model.precision,
         batch=model.batch,
         deadline_ms=model.deadline_ms,
@@ -227,6 +227,7 @@ def pipeline_options(config: Config) -> PipelineOptions:
         anchor=config.sync.anchor,
         lag_ms=config.sync.lag_ms,
         audio_wait_ms=config.sync.audio_wait_ms,
+        audio_slack_ms=config.sync.audio_slack_ms,
     )
 
 

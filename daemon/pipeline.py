@@ -48,12 +48,13 @@ class PipelineOptions:
         capacity: samples that may wait for the engine; None: `WAITING`, or a batch if that is more.
         max_age_ms: live: a sample older than this is dropped. It counts from the end of the
             window where that lies after the picture: nothing can be told before.
-        max_wait_ms: live: so is one that has waited this long, where a newer one is there: masks
-            then are no older than it, plus the network's time. None: a frame's period, as the
-            source has it at present.
+        max_wait_ms: live: so is one that has waited this long, where a newer one is there. None:
+            half a frame's period, as the source has it at present: nothing then waits longer than
+            a period.
         anchor: where the frame lies in its window of sound.
         lag_ms: shifts the window later.
         audio_wait_ms: live: how long a frame waits for the end of its window once that is over.
+        audio_slack_ms: live: how much of that end it does not wait for.
     """
 
     policy: Policy = "auto"
@@ -64,6 +65,7 @@ class PipelineOptions:
     anchor: Literal["end", "center"] = "end"
     lag_ms: float = 0.0
     audio_wait_ms: float = 80.0
+    audio_slack_ms: float = 20.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,6 +159,7 @@ class Pipeline:
             anchor=options.anchor,
             lag_ms=options.lag_ms,
             audio_wait_ms=options.audio_wait_ms,
+            audio_slack_ms=options.audio_slack_ms,
             has_audio=source.has_audio,
             live=source.kind == "live",
             clock=clock,
@@ -166,7 +169,7 @@ class Pipeline:
             self.capacity,
             self.policy,
             max_age_ms=options.max_age_ms if self.policy == "live" else None,
-            max_wait_ms=options.max_wait_ms or _period_ms(source.fps),
+            max_wait_ms=options.max_wait_ms or _wait_ms(source.fps),
             clock=clock,
         )
         paced = source.kind == "file" and options.pace == "real"
@@ -311,7 +314,7 @@ class Pipeline:
             else:
                 outputs = self._synchroniser.push(event)
             if isinstance(event, Discontinuity) and self._follows_fps:
-                self._mailbox.max_wait_ms = _period_ms(self._source.fps)
+                self._mailbox.max_wait_ms = _wait_ms(self._source.fps)
             if isinstance(event, VideoFrame):
                 if self._source.kind == "live":  # it waits for the world, which is no work
                     spent_ns = max(0, self._clock() - event.capture_ns)
@@ -356,5 +359,6 @@ class Pipeline:
         return 0.0
 
 
-def _period_ms(fps: float | None) -> float:
-    return min(MOST_PERIOD_MS, max(LEAST_PERIOD_MS, 1e3 / (fps or 25.0)))
+def _wait_ms(fps: float | None) -> float:
+    """Half a frame's period: with less, what sound let go together would be dropped at once."""
+    return min(MOST_PERIOD_MS, max(LEAST_PERIOD_MS, 1e3 / (fps or 25.0))) / 2

@@ -63,6 +63,8 @@ class Synchroniser:
     picture waits until its sound has come or is known not to come, at most for five seconds of
     media. A live stream waits ``audio_wait_ms`` of the clock; call `poll`, or push its `Quiet`s,
     while nothing arrives. Both count from the end of the window where that lies after the picture.
+    Sound comes in pieces, and waiting for the last one would make each mask older: where a live
+    window lacks no more than ``audio_slack_ms``, it slides back likewise, and is ``ok``.
     Where a live stream has given no sound for the length of a window, none is waited for until it
     comes again: windows are ``gap`` and then ``absent``, not ``late``.
 
@@ -73,6 +75,7 @@ class Synchroniser:
         lag_ms: moves the window later; negative is earlier.
         audio_wait_ms: how long a live picture waits for sound after its capture, or after the end
             of its window where that is later.
+        audio_slack_ms: how much of its end a live window need not wait for.
         has_audio: whether the source has sound; a discontinuity may say otherwise.
         live: whether `audio_wait_ms` counts.
         clock: host monotonic clock in nanoseconds, the one that stamps ``capture_ns``.
@@ -88,21 +91,23 @@ class Synchroniser:
         anchor: Anchor = "end",
         lag_ms: float = 0.0,
         audio_wait_ms: float = 100.0,
+        audio_slack_ms: float = 0.0,
         has_audio: bool = True,
         live: bool = False,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._n_samples = round(window_s * sample_rate_hz)
-        if self._n_samples < 1 or audio_wait_ms < 0:
+        if self._n_samples < 1 or min(audio_wait_ms, audio_slack_ms) < 0:
             raise ValueError(
-                f"window_s {window_s}, audio_wait_ms {audio_wait_ms}: a window holds at least one "
-                "sample and a wait is not negative"
+                f"window_s {window_s}, audio_wait_ms {audio_wait_ms}, audio_slack_ms "
+                f"{audio_slack_ms}: a window holds at least one sample and times are not negative"
             )
         self._rate_hz = sample_rate_hz
         self._length_ns = round(self._n_samples * NS_PER_S / sample_rate_hz)
         after_ns = self._length_ns // 2 if anchor == "center" else 0
         self._end_offset_ns = after_ns + round(lag_ms * 1e6)
         self._wait_ns = round(audio_wait_ms * 1e6)
+        self._slack_samples = round(audio_slack_ms * sample_rate_hz / 1e3) if live else 0
         self._has_audio = has_audio
         self._live = live
         self._clock = clock
@@ -198,21 +203,26 @@ class Synchroniser:
         heard = self._state.ring.window(start_ns, self._n_samples)
         missing = heard.missing_tail_samples
         if missing and not self._state.ended and not self._is_silent(frame):
+            if missing <= self._slack_samples:
+                return self._slid_back(missing, start_ns, "ok")
             if not self._is_overdue(frame):
                 return None
-            return self._late_window(heard, start_ns)
+            if missing * 2 < self._n_samples:
+                return self._slid_back(missing, start_ns, "late")
+            return self._made(heard, start_ns, "late", heard.gap_samples)
         lost = heard.gap_samples + missing
         state: AudioState = "gap" if lost else "ok"
         if missing == self._n_samples:
             state = "absent"
         return self._made(heard, start_ns, state, lost)
 
-    def _late_window(self, heard: Heard, start_ns: int) -> AudioWindow:
-        missing = heard.missing_tail_samples
-        if missing * 2 < self._n_samples:
-            start_ns -= round(missing * NS_PER_S / self._rate_hz)
-            heard = self._state.ring.window(start_ns, self._n_samples)
-        return self._made(heard, start_ns, "late", heard.gap_samples)
+    def _slid_back(self, missing: int, start_ns: int, state: AudioState) -> AudioWindow:
+        """The window that ends with the newest sound."""
+        start_ns -= round(missing * NS_PER_S / self._rate_hz)
+        heard = self._state.ring.window(start_ns, self._n_samples)
+        if state == "ok" and heard.gap_samples:
+            state = "gap"
+        return self._made(heard, start_ns, state, heard.gap_samples)
 
     def _made(self, heard: Heard, start_ns: int, state: AudioState, lost: int) -> AudioWindow:
         gap_ms = 0.0 if state == "absent" else lost * 1e3 / self._rate_hz

@@ -141,10 +141,12 @@ def test_bf16_on_a_cpu_stays_near_fp32():
     np.testing.assert_allclose(rough.logits, exact.logits, atol=0.1 * scale)
 
 
-@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (8, 7)])
-def test_one_core_is_left_for_decoding(monkeypatch, cores, threads):
+@pytest.mark.parametrize(("cores", "threads", "paced"), [(1, 1, 1), (2, 1, 2), (8, 7, 7)])
+def test_one_core_is_left_for_decoding(monkeypatch, cores, threads, paced):
+    """Of two, none where pictures come at their own pace."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert automatic_threads() == threads
+    assert automatic_threads(is_paced=True) == paced
 
 
 # With a deadline.

@@ -223,6 +223,32 @@ class Live:
         return [(o.frame.pts_ns // MS, o.window.state) for o in out if isinstance(o, Sample)]
 
 
+@pytest.mark.parametrize(
+    ("live", "lacks_ms", "waits"), [(True, 20, False), (True, 21, True), (False, 1, True)]
+)
+def test_the_last_of_a_live_window_is_not_waited_for(live, lacks_ms, waits):
+    """It ends with the newest sound then, is whole, and says where it lies; a file's waits."""
+    synchroniser = Synchroniser(0.1, RATE, audio_slack_ms=20, live=live, clock=lambda: 0)
+    heard_ms = 200 - lacks_ms
+    synchroniser.push(sound(0, heard_ms))
+    samples = synchroniser.push(frame(200))
+    assert bool(samples) is not waits
+    if samples:
+        window = samples[0].window
+        assert numbers(window) == list(range(heard_ms - 100, heard_ms))
+        assert (window.start_ns, window.end_ns) == ((heard_ms - 100) * MS, heard_ms * MS)
+        assert (window.state, window.gap_ms) == ("ok", 0.0)
+
+
+def test_a_hole_in_a_window_that_slid_back_is_told():
+    synchroniser = Synchroniser(0.1, RATE, audio_slack_ms=20, live=True, clock=lambda: 0)
+    synchroniser.push(sound(0, 120))
+    synchroniser.push(sound(150, 190))
+    (sample,) = synchroniser.push(frame(200))
+    assert (sample.window.state, sample.window.gap_ms) == ("gap", 30.0)
+    assert sample.window.end_ns == 190 * MS
+
+
 def test_quiet_decides_a_live_picture_whose_sound_is_late():
     live = Live()
     live.push(sound(0, 100), 100)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -305,35 +306,34 @@ def _table(report: PipelineReport) -> Table:
     return table
 
 
+def clip_pictures(frames: int) -> Iterator[NDArray[np.uint8]]:
+    """A moving pattern: uint8 (360, 640, 3) of each frame."""
+    rng = np.random.default_rng(0)
+    width, height = CLIP_SIZE_PX
+    coarse = rng.integers(0, 256, (height // 8, width // 4, 3), dtype=np.uint8)
+    ground = np.ascontiguousarray(coarse.repeat(8, axis=0).repeat(8, axis=1))
+    for index in range(frames):
+        yield np.ascontiguousarray(ground[:, 2 * index % width :][:, :width])
+
+
 def write_clip(path: Path, frames: int) -> Path:
     """Write a moving pattern with a swept tone: 640 x 360, 25 fps, H.264 and AAC.
 
     Args:
-        path: where, ending in ``.mp4``, or in ``.ts`` as a camera sends: no picture waits for a
-            later one, and each piece of sound is a packet.
+        path: where.
         frames: how many pictures.
 
     Returns:
         ``path``.
     """
-    rng = np.random.default_rng(0)
-    width, height = CLIP_SIZE_PX
-    coarse = rng.integers(0, 256, (height // 8, width // 4, 3), dtype=np.uint8)
-    ground = np.ascontiguousarray(coarse.repeat(8, axis=0).repeat(8, axis=1))
     seconds = np.arange(frames * _CLIP_RATE_HZ // CLIP_FPS) / _CLIP_RATE_HZ
     sound = (0.3 * np.sin(2 * np.pi * (220 + 40 * seconds) * seconds)).astype(np.float32)
-    is_sent = path.suffix == ".ts"
-    tuning = {"tune": "zerolatency"} if is_sent else {}
-    packing = {"pes_payload_size": "1"} if is_sent else {}
-    with av.open(str(path), "w", options=packing) as container:
-        video = container.add_stream(
-            "libx264", rate=CLIP_FPS, options={"preset": "veryfast", **tuning}
-        )
-        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=CLIP_FPS, options={"preset": "veryfast"})
+        (video.width, video.height), video.pix_fmt = CLIP_SIZE_PX, "yuv420p"
         audio = container.add_stream("aac", rate=_CLIP_RATE_HZ, layout="mono")
         written = 0
-        for index in range(frames):
-            picture = np.ascontiguousarray(ground[:, 2 * index % width :][:, :width])
+        for index, picture in enumerate(clip_pictures(frames)):
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             due = (index + 1) * _CLIP_RATE_HZ // CLIP_FPS
             while written < due:

@@ -140,7 +140,7 @@ def bench_learning(
     cache_rounds: Annotated[int, typer.Option(min=1, help="Epochs of each kind.")] = 9,
     bfloat16: Annotated[bool, typer.Option(help="Of the epochs: steps in it.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Frames a step.")] = 8,
-    threads: Annotated[int, typer.Option(min=1, help="Of torch.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Of torch; 0: all cores.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
     json_path: ReportOption = None,
 ) -> None:
@@ -253,6 +253,9 @@ def bench_latency(
     capacity: Annotated[
         int | None, typer.Option(min=1, help="Of the queue before the network; default: 8.")
     ] = None,
+    container: Annotated[
+        Literal["flv", "mpegts"], typer.Option(help="That the stream is sent in.")
+    ] = "flv",
     weights: WeightsOption = None,
     json_path: ReportOption = None,
 ) -> None:
@@ -269,6 +272,7 @@ def bench_latency(
         rounds=rounds,
         threads=threads,
         capacity=capacity,
+        container=container,
         weights=weights,
         json_path=json_path,
     )

@@ -20,9 +20,9 @@ from ..daemon.latency import PERCENTILES, Latencies
 from ..daemon.parts import build_engine
 from ..daemon.pipeline import STAGES, WAITING
 from .bareforward import BenchError, bare_pass, last_sample
-from .bench import CLIP_FPS, write_clip
+from .bench import CLIP_FPS, clip_pictures, write_clip
 from .countbar import count_bar
-from .livecast import LiveCast
+from .livecast import Container, LiveCast, record_cast
 from .livedaemon import LiveDaemon, Timed
 from .machine import machine
 
@@ -41,6 +41,7 @@ class LatencyReport:
     Attributes:
         machine: that it was measured on.
         preset: the network.
+        container: that the stream was sent in.
         threads: of torch, in the daemon and for the bare network.
         capacity: of the daemon's queue before the network.
         cores: that a process may use.
@@ -57,6 +58,7 @@ class LatencyReport:
 
     machine: str
     preset: str
+    container: str
     threads: int
     capacity: int
     cores: int
@@ -78,6 +80,7 @@ def bench_latency(
     rounds: int = 3,
     threads: int = 0,
     capacity: int | None = None,
+    container: Container = "flv",
     weights: Path | None = None,
     json_path: Path | None = None,
     console: Console | None = None,
@@ -85,8 +88,8 @@ def bench_latency(
     """Time a daemon on a live stream of 640 x 360 pictures with sound, 25 a second.
 
     In turn, the bare network (log-mel and picture ready) at the same pace and with as many
-    threads, and a daemon whose masks a subscriber in this process receives. The stream is H.264 and
-    AAC in MPEG-TS, sent over a loopback socket as it is due: so reading it in another process,
+    threads, and a daemon whose masks a subscriber in this process receives. The stream is sent over
+    a loopback socket as a camera would (see `livecast`): so reading it in another process,
     decoding, waiting for sound, queue, network and publication are all in it. Capture is the moment
     that the daemon has by its map of the sender's clock.
 
@@ -96,6 +99,7 @@ def bench_latency(
         rounds: how many.
         threads: of torch; 0 is the engine's choice.
         capacity: `queue.capacity`; None: the configuration's default.
+        container: that the stream is sent in.
         weights: a checkpoint; None: the shipped one.
         json_path: where to write the report, or None.
         console: where to print, or None for standard output.
@@ -112,12 +116,13 @@ def bench_latency(
     with ExitStack() as opened:
         here = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="atlasd-bench-")))
         bar = opened.enter_context(count_bar(console))
-        film = write_clip(here / "clip.ts", 2 * frames + _SPARE_FRAMES)
-        cast = opened.enter_context(LiveCast(film))
+        parts = record_cast(clip_pictures(2 * frames + _SPARE_FRAMES), CLIP_FPS, container)
+        cast = opened.enter_context(LiveCast(parts, container))
         config = _config(here, cast.url, preset, threads, capacity, weights)
         engine = build_engine(config)
         engine.warm()
-        forward = bare_pass(engine, last_sample(film, engine), 1)
+        sample = last_sample(write_clip(here / "clip.mp4", 2 * CLIP_FPS), engine)
+        forward = bare_pass(engine, sample, 1)
         task = bar.add_task("bare network, then daemon", total=2 * rounds * frames)
         for _ in range(rounds):
             _time_bare(forward, frames, bare, bar, task)
@@ -130,6 +135,7 @@ def bench_latency(
     report = LatencyReport(
         machine=machine(),
         preset=preset,
+        container=container,
         threads=used,
         capacity=config.queue.capacity or WAITING["live"],
         cores=available_cores(),
@@ -204,7 +210,8 @@ def _time_daemon(
 def _table(report: LatencyReport) -> Table:
     title = (
         f"{report.preset}, {report.threads} threads, {report.cores} cores, {report.machine}: "
-        f"{report.rounds} × {report.frames} frames, queue of {report.capacity}"
+        f"{report.rounds} × {report.frames} frames in {report.container}, "
+        f"queue of {report.capacity}"
     )
     table = Table(title=title)
     for column in ("ms", "p50", "p95", "p99"):
