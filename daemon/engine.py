@@ -7,7 +7,6 @@ network (LoRA merged, BatchNorm folded): fp32 on a CPU, autocast on CUDA with pi
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,14 +20,15 @@ from torch.nn import functional as F
 
 from ..model.network import Network, Preset
 from ..streams.clips import Sample
+from .cores import automatic_threads
 from .devicetoken import FrameToken
 from .ladder import Ladder, default_sides
+from .staging import Staging
 from .stopwatch import Stopwatch
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_FEW_CORES = 2
 _WARM_PASSES = 3
 _TIMED_PASSES = 7
 
@@ -192,10 +192,14 @@ class TorchEngine:
         self._dtype = _autocast_dtype(precision, self.device)
         torch.set_num_threads(self.threads)
         self._network: Network | None = network.for_serving().to(self.device)
-        self._host = _Staging.allocate(self, torch.device("cpu"))
-        self._input = (
-            self._host if self.device.type == "cpu" else _Staging.allocate(self, self.device)
-        )
+        self._host = self._staging(torch.device("cpu"))
+        self._input = self._host if self.device.type == "cpu" else self._staging(self.device)
+
+    def _staging(self, device: torch.device) -> Staging:
+        pinned = device.type == "cpu" and self.device.type == "cuda"
+        n_samples = round(self.window_s * self.sample_rate_hz)
+        sizes = (self.batch, self.image_px, n_samples, self.sample_rate_hz)
+        return Staging.allocate(*sizes, device=device, pinned=pinned)
 
     @property
     def network(self) -> Network:
@@ -214,8 +218,7 @@ class TorchEngine:
         With a deadline at each rung, and some more to time them, which sets the ladder.
         """
         torch.set_num_threads(self.threads)
-        self._host.images.zero_()
-        self._host.sound.zero_()
+        self._host.clear()
         sides = (self.image_px,) if self.ladder is None else self.ladder.sides_px
         for _ in range(_WARM_PASSES):
             for side in sides:
@@ -235,8 +238,11 @@ class TorchEngine:
             raise EngineError(
                 f"got {len(samples)} samples; this engine takes 1 to {self.batch} at once"
             )
-        for place, sample in enumerate(samples):
-            self._host.put(place, sample)
+        try:
+            for place, sample in enumerate(samples):
+                self._host.put(place, sample)
+        except ValueError as error:
+            raise EngineError(str(error)) from error
         if self.ladder is None:
             with self._alone():
                 answer = self._run(len(samples), self.image_px, begin)
@@ -366,44 +372,6 @@ class _Answer:
         return self.pre_ms + self.infer_ms + self.post_ms
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Staging:
-    """Input buffers: ``images`` uint8 (B, px, px, 3), ``sound`` float32 (B, n)."""
-
-    images: torch.Tensor
-    sound: torch.Tensor
-    sample_rate_hz: int
-
-    @classmethod
-    def allocate(cls, engine: TorchEngine, device: torch.device) -> _Staging:
-        px, n = engine.image_px, round(engine.window_s * engine.sample_rate_hz)
-        pinned = device.type == "cpu" and engine.device.type == "cuda"
-        return cls(
-            torch.zeros(
-                (engine.batch, px, px, 3), dtype=torch.uint8, device=device, pin_memory=pinned
-            ),
-            torch.zeros((engine.batch, n), dtype=torch.float32, device=device, pin_memory=pinned),
-            engine.sample_rate_hz,
-        )
-
-    def put(self, place: int, sample: Sample) -> None:
-        """Copy a sample into row ``place``."""
-        image, window = sample.frame.image, sample.window
-        want_image, want_n = tuple(self.images.shape[1:]), self.sound.shape[1]
-        if image.shape != want_image:
-            raise EngineError(
-                f"the frame is {image.shape}; this network takes {want_image}: open the source"
-                f" with image_size_px=({want_image[1]}, {want_image[0]})"
-            )
-        if window.samples.size != want_n or window.sample_rate_hz != self.sample_rate_hz:
-            raise EngineError(
-                f"the window holds {window.samples.size} samples at {window.sample_rate_hz} Hz;"
-                f" this network takes {want_n} at {self.sample_rate_hz} Hz"
-            )
-        np.copyto(self.images[place].numpy(), image)
-        np.copyto(self.sound[place].numpy(), window.samples)
-
-
 def _scaled(pictures: torch.Tensor, side_px: int) -> torch.Tensor:
     """Float (B, C, H, W) as (B, C, side_px, side_px); of this size already, the tensor itself."""
     if pictures.shape[-2:] == (side_px, side_px):
@@ -432,23 +400,6 @@ def _ladder(
         return Ladder(sides, deadline_ms)
     except ValueError as error:
         raise EngineError(str(error)) from error
-
-
-def automatic_threads(*, is_paced: bool = False) -> int:
-    """CPU threads for the network where none are asked for: all cores but one, at least one.
-
-    The spare core decodes. Of two cores both are taken where pictures come at their own pace
-    (``is_paced``): decoding then leaves its core alone most of the time.
-    """
-    cores = available_cores()
-    return cores if is_paced and cores <= _FEW_CORES else max(1, cores - 1)
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def resolved_device(name: str) -> torch.device:

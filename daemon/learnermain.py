@@ -28,8 +28,9 @@ from ..model.method import MethodError
 from ..model.presets import WeightsError
 from ..model.training import Part, undivided
 from .config import Config
+from .cores import available_cores
 from .devicetoken import StepToken
-from .engine import EngineError, available_cores, resolved_device
+from .engine import EngineError, resolved_device
 from .infos import LearnerInfo
 from .labels import Answer, Refused
 from .learning import Learning, LearningError

@@ -9,7 +9,7 @@ from functools import partial
 
 from ..streams.addresses import check, redacted
 from ..streams.captureprocess import ProcessSource
-from ..streams.network import Mode, NetworkOptions
+from ..streams.networkoptions import Mode, NetworkOptions
 from ..streams.reconnecting import ReconnectingSource
 from ..streams.sources import Source, UnsupportedError
 from .config import SourceConfig

@@ -19,9 +19,10 @@ from ..streams.files import open_source
 from ..streams.repeated import RepeatedSource
 from ..streams.sources import MediaError, Source
 from .config import Config, SourceConfig
+from .cores import automatic_threads
 from .devicestream import open_device_stream
 from .devicetoken import FrameToken
-from .engine import Engine, TorchEngine, automatic_threads, resolved_device
+from .engine import Engine, TorchEngine, resolved_device
 from .intake import Intake
 from .labeldesk import LabelDesk, LabelRules
 from .labels import Answer

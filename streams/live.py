@@ -32,7 +32,8 @@ def open_live(options: Mapping[str, Any]) -> Source:
 
 
 def _network(options: Mapping[str, Any]) -> Source:
-    from .network import NetworkOptions, open_network
+    from .network import open_network
+    from .networkoptions import NetworkOptions
 
     return open_network(NetworkOptions.from_map(options))
 

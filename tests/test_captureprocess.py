@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from atlasd.streams.captureprocess import ProcessSource
 from atlasd.streams.clips import VideoFrame
-from atlasd.streams.network import NetworkOptions
+from atlasd.streams.networkoptions import NetworkOptions
 from atlasd.streams.sources import AbandonedError, MediaError, Quiet, UnsupportedError
 from media import write_video
 from webserver import WebServer, file_answer, mjpeg
@@ -153,7 +153,7 @@ def test_the_child_dies_with_its_parent():
     script = (
         "import sys\n"
         "from atlasd.streams.captureprocess import ProcessSource\n"
-        "from atlasd.streams.network import NetworkOptions\n"
+        "from atlasd.streams.networkoptions import NetworkOptions\n"
         "s = ProcessSource(NetworkOptions(sys.argv[1]).to_map(), label='x').opened()\n"
         "print(s.pid, flush=True)\n"
         "for _ in s: pass\n"

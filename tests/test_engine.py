@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from atlasd.daemon.engine import EngineError, TorchEngine, Weights, automatic_threads
+from atlasd.daemon.cores import automatic_threads
+from atlasd.daemon.engine import EngineError, TorchEngine, Weights
 from atlasd.daemon.ladder import FIRST_WAIT, WINDOW
 from atlasd.model.atlas import Atlas
 from atlasd.model.presets import QUERY_AND_VALUE, build

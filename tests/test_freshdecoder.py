@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from atlasd.streams.clips import AudioChunk, VideoFrame
 from atlasd.streams.containers import Damage, demux
-from atlasd.streams.network import NetworkOptions, NetworkSource
+from atlasd.streams.networkoptions import NetworkOptions
+from atlasd.streams.networksource import NetworkSource
 from atlasd.streams.packetline import Arrived, Overrun, PacketLine
 from atlasd.streams.sources import Discontinuity, MediaError, Trouble
 from media import write_video

@@ -21,7 +21,8 @@ import pytest
 from atlasd.daemon.memory import resident_mb
 from atlasd.streams.captureprocess import ProcessSource
 from atlasd.streams.clips import AudioChunk, Sample, VideoFrame
-from atlasd.streams.network import NetworkOptions, open_network
+from atlasd.streams.network import open_network
+from atlasd.streams.networkoptions import NetworkOptions
 from atlasd.streams.playoutclock import LATE_NS, PlayoutClock
 from atlasd.streams.reconnecting import ReconnectingSource
 from atlasd.streams.sources import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from atlasd.streams.captureprocess import ProcessSource
 from atlasd.streams.clips import Sample, VideoFrame
-from atlasd.streams.network import NetworkOptions
+from atlasd.streams.networkoptions import NetworkOptions
 from atlasd.streams.reconnecting import ReconnectingSource
 from atlasd.streams.sources import AccessError, Discontinuity, MediaError, Trouble
 from atlasd.streams.synchroniser import Synchroniser

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from atlasd.model.training import Outcome, Settings, Trainer, TrainingError, fit
+from atlasd.model.epochs import fit
+from atlasd.model.training import Outcome, Settings, Trainer, TrainingError
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn

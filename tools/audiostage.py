@@ -13,9 +13,10 @@ from torch import nn
 
 from ..model import checkpoints
 from ..model.audio import AudioCnn, AudioTagger
+from ..model.epochs import fit
 from ..model.network import Network
 from ..model.pretrained import check_tensors
-from ..model.training import Settings, Trainer, fit
+from ..model.training import Settings, Trainer
 from ..streams import catalogue, corpus
 from ..streams.avsbench import Entry
 from ..streams.packages import obtain

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ..daemon.engine import TorchEngine, available_cores
+from ..daemon.cores import available_cores
+from ..daemon.engine import TorchEngine
 from ..daemon.latency import Latencies
 from ..daemon.pipeline import Pipeline, PipelineOptions, Result
 from ..daemon.publisher import Publisher

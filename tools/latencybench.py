@@ -15,7 +15,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from ..daemon.config import Config, load_config
-from ..daemon.engine import available_cores
+from ..daemon.cores import available_cores
 from ..daemon.latency import PERCENTILES, Latencies
 from ..daemon.parts import build_engine
 from ..daemon.pipeline import STAGES, WAITING

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ..daemon.engine import available_cores
+from ..daemon.cores import available_cores
 from ..model.method import Batch, Method
 from ..model.methods import load
 from ..model.network import Network

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ..model import checkpoints
 from ..model.audio import AudioFeatures
+from ..model.epochs import fit
 from ..model.network import Network
 from ..model.presets import load
-from ..model.training import Settings, Trainer, fit
+from ..model.training import Settings, Trainer
 from ..streams import corpus
 from ..streams.avsbench import Entry
 from .importancestage import data_id, measure_importance

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..daemon.engine import available_cores
+from ..daemon.cores import available_cores
 from ..model.ranking import BETA_SQUARED, average_precision, ranking_scores
 from .bareforward import BenchError
 

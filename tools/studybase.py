@@ -8,9 +8,10 @@ import torch
 from rich.progress import Progress
 
 from ..model import baseimportance, checkpoints
+from ..model.epochs import fit
 from ..model.presets import build
 from ..model.taskloss import task_loss
-from ..model.training import Settings, Trainer, fit
+from ..model.training import Settings, Trainer
 from .clipfeed import ClipFeed
 from .clipstore import ClipStore
 from .diskcache import DiskCache

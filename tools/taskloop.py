@@ -21,11 +21,12 @@ from torch import Tensor
 
 from ..model.checkpoints import read_tensors, write_tensors
 from ..model.consolidator import consolidator_of
+from ..model.epochs import fit
 from ..model.method import Batch, Method, SegmentData
 from ..model.network import Network
 from ..model.presets import PRESETS
 from ..model.taskloss import task_loss
-from ..model.training import Settings, Trainer, fit
+from ..model.training import Settings, Trainer
 from ..streams.manifest import Manifest, Task
 from .clipfeed import Arrival, ClipFeed
 from .clipscore import ClipScorer, PrequentialRow
