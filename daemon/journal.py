@@ -11,9 +11,8 @@ from ..model.baseimportance import BaseImportance
 from ..model.network import Network
 from .labelclips import load
 from .onlinelearner import LearnSettings, OnlineLearner
-from .spool import FILE_NAME
 from .spooled import ClipState
-from .spoolfile import SpoolFile
+from .spoolfile import FILE_NAME, SpoolFile
 
 
 @dataclass(frozen=True, slots=True)

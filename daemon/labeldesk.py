@@ -27,7 +27,7 @@ from .labels import (
 )
 from .orders import Carried, Order
 from .replayring import ReplayRing
-from .spool import Spool
+from .spoolclips import SpoolClips
 from .spooled import Outcome
 from .spoolfile import SpoolError
 from .wire import MAX_ENTRIES
@@ -68,7 +68,7 @@ class LabelDesk:
         refused: requests refused, by code.
     """
 
-    spool: Spool
+    spool: SpoolClips
     ring: ReplayRing
     rules: LabelRules
     clock: Callable[[], int] = time.time_ns

@@ -17,7 +17,7 @@ import msgpack
 from . import masks
 from .fields import ADDED, FieldError, Many, Octets, Text, Whole, from_map, to_map
 from .orders import Carried, Order
-from .spool import MAX_ID_CHARACTERS
+from .spoolclips import MAX_ID_CHARACTERS
 from .spooled import Outcome
 from .wire import (
     VERSION,

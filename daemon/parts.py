@@ -33,7 +33,7 @@ from .pipeline import PipelineOptions
 from .places import learned_folder, make_private, spool_folder
 from .publisher import Publisher
 from .replayring import ReplayRing
-from .spool import Spool
+from .spoolclips import SpoolClips
 
 _log = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ def open_intake(
     """
     intake = config.intake
     folder = spool_folder(config)
-    spool = Spool(folder, max_clips=intake.max_clips, max_bytes=intake.max_mb * 1_000_000)
+    spool = SpoolClips(folder, max_clips=intake.max_clips, max_bytes=intake.max_mb * 1_000_000)
     rules = LabelRules(
         window_s=engine.window_s,
         categories=engine.categories,

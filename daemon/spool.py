@@ -35,267 +35,16 @@ or ``discarded``); a pending or quarantined one may be replaced, each at its pla
 
 from __future__ import annotations
 
-import time
 import zlib
-from collections.abc import Callable, Sequence
-from hashlib import sha256
-from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from collections.abc import Sequence
 
-from .spoolbook import SpoolBook, Total
-from .spooled import (
-    Batch,
-    ClipState,
-    Outcome,
-    Rebased,
-    SetAside,
-    SpoolStatus,
-    StoredClip,
-    Waiting,
-)
-from .spoolfile import (
-    ConflictError,
-    CorruptError,
-    DeletedError,
-    JournaledError,
-    JournalError,
-    QuotaError,
-    SpoolError,
-    SpoolFile,
-    UnknownClipError,
-)
-
-FILE_NAME: Final = "clips.sqlite"
-MAX_ID_CHARACTERS: Final = 256
-_OPEN: Final[tuple[ClipState, ...]] = ("pending", "quarantined")
-"""Clips in these states can be replaced and deleted."""
+from .spoolclips import SpoolClips
+from .spooled import Batch, Rebased, StoredClip, Waiting
+from .spoolfile import JournalError
 
 
-class Spool:
-    """An open spool; it belongs to one thread at a time, the file to as many processes as open it.
-
-    Args:
-        folder: made with mode 0700 where it is not there; the file gets 0600.
-        max_clips: most clips that may wait or be set aside; so many again may be kept of what was
-            learned, which is the learner's to see to (`is_crowded`).
-        max_bytes: most bytes of their payloads, likewise.
-        clock: nanoseconds since 1970.
-
-    Raises:
-        StorageError: the folder cannot be made, written or kept private.
-        CorruptError: the file is damaged or of another format.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        max_clips: int = 10_000,
-        max_bytes: int = 4_000_000_000,
-        clock: Callable[[], int] = time.time_ns,
-    ) -> None:
-        self.path: Final = folder / FILE_NAME
-        self.max_clips: Final = max_clips
-        self.max_bytes: Final = max_bytes
-        self._clock = clock
-        self._file = SpoolFile(self.path)
-        self._db: Final = self._file.connection
-        try:
-            self._book = SpoolBook(self._file)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def close(self) -> None:
-        """Close the file; closing twice is harmless."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    # The daemon's side.
-
-    def recognise(self, clip_id: str, digest: bytes, *, replace: bool = False) -> Outcome | None:
-        """What became of a clip that was put before; None for one that `append` would store.
-
-        Args:
-            clip_id: names the clip for ever.
-            digest: of what was said about the clip; equal digests mean the same clip.
-            replace: whether other content may take its place.
-
-        Raises:
-            ConflictError, JournaledError, DeletedError: as `append`.
-            StorageError, CorruptError: the file.
-        """
-        with self._file.told():
-            row = self._db.execute(
-                "SELECT digest, state FROM clips WHERE id = ?", (clip_id,)
-            ).fetchone()
-        if row is None:
-            return None
-        known, state = row
-        return _recognised(clip_id, known, state, digest, replace)
-
-    def append(
-        self,
-        clip_id: str,
-        payload: bytes,
-        *,
-        digest: bytes | None = None,
-        replace: bool = False,
-        category: str | None = None,
-    ) -> Outcome:
-        """Store a clip; it is on disk when this returns.
-
-        The same id with the same digest is the same clip and is stored once.
-
-        Args:
-            clip_id: names the clip for ever, 1 to `MAX_ID_CHARACTERS` characters.
-            payload: what the learner gets.
-            digest: of what was said about the clip; None takes the payload's.
-            replace: put it in the place of one with this id that is pending, set aside (its batch
-                stays so) or deleted.
-            category: its class, for `classes`.
-
-        Raises:
-            ConflictError: the id names a clip with other content, and `replace` is not set.
-            JournaledError: it is to replace a clip that is being learned or was.
-            DeletedError: the clip was deleted, and `replace` is not set.
-            QuotaError: too many clips or bytes.
-            StorageError: it could not be written, as where the disk is full.
-            CorruptError: the file.
-        """
-        if not 1 <= len(clip_id) <= MAX_ID_CHARACTERS:
-            raise SpoolError(
-                f"the id has {len(clip_id)} characters; it must have 1 to {MAX_ID_CHARACTERS}"
-            )
-        digest = digest or sha256(payload).digest()
-        with self._file.transaction():
-            known = self.recognise(clip_id, digest, replace=replace)
-            if known is not None:
-                return known
-            replaced = self._make_way(clip_id)
-            self._check_quota(len(payload), replaced)
-            entry = (clip_id, digest, len(payload), self._clock())
-            if replaced is None:
-                sequence = self._db.execute(
-                    "INSERT INTO clips (id, digest, bytes, state, stored_ns)"
-                    " VALUES (?, ?, ?, 'pending', ?)",
-                    entry,
-                ).lastrowid
-            else:
-                sequence = replaced
-                self._db.execute(
-                    "UPDATE clips SET id = ?, digest = ?, bytes = ?, stored_ns = ?, state = CASE"
-                    " WHEN state = 'quarantined' THEN state ELSE 'pending' END WHERE sequence = ?",
-                    (*entry, sequence),
-                )
-            self._db.execute(
-                "INSERT INTO payloads VALUES (?, ?, ?, ?)",
-                (sequence, len(payload), zlib.crc32(payload), payload),
-            )
-            if category is not None:
-                self._book.note_class(category)
-        return "stored" if replaced is None else "replaced"
-
-    def delete(self, clip_id: str) -> None:
-        """Delete a clip that is pending or set aside; deleting it again is harmless.
-
-        Its id is kept. A batch that is set aside goes on without it.
-
-        Raises:
-            UnknownClipError: no clip has the id.
-            JournaledError: it is being learned or was.
-            StorageError, CorruptError: the file.
-        """
-        with self._file.transaction():
-            row = self._db.execute(
-                "SELECT sequence, state FROM clips WHERE id = ?", (clip_id,)
-            ).fetchone()
-            if row is None:
-                raise UnknownClipError(f"no clip has the id {clip_id!r}; nothing was deleted")
-            sequence, state = row
-            if state == "deleted":
-                return
-            if state not in _OPEN:
-                raise JournaledError(
-                    f"clip {clip_id!r} is {state}; only one that is pending or set aside can be "
-                    "deleted"
-                )
-            self._db.execute("DELETE FROM payloads WHERE sequence = ?", (sequence,))
-            self._db.execute("UPDATE clips SET state = 'deleted' WHERE sequence = ?", (sequence,))
-            self._db.execute(
-                "DELETE FROM members WHERE sequence = ?"
-                " AND batch IN (SELECT number FROM batches WHERE state = 'quarantined')",
-                (sequence,),
-            )
-
-    def status(self) -> SpoolStatus:
-        """What the spool holds, as of one moment.
-
-        Raises:
-            StorageError, CorruptError: the file.
-        """
-        with self._file.transaction(reading=True):
-            totals = self._book.totals()
-            clips: dict[ClipState, int] = {state: each.clips for state, each in totals.items()}
-            held, size = self._book.held()
-            (oldest_ns,) = self._db.execute(
-                "SELECT min(stored_ns) FROM clips INDEXED BY pending_by_age WHERE state = 'pending'"
-            ).fetchone()
-            finished, retired = self._cursors()
-            aside = self._db.execute(
-                "SELECT number, reason FROM batches WHERE state = 'quarantined' ORDER BY number"
-            ).fetchall()
-            return SpoolStatus(
-                clips,
-                held,
-                size,
-                oldest_ns,
-                self._last_batch(),
-                finished,
-                retired,
-                tuple(SetAside(n, why, self._members(n)) for n, why in aside),
-            )
-
-    @property
-    def classes(self) -> frozenset[str]:
-        """Classes of all clips that were ever stored here.
-
-        Raises:
-            StorageError, CorruptError: the file.
-        """
-        return self._book.classes
-
-    # Both sides.
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether nothing is to be learned; whoever learns asks when it begins.
-
-        Raises:
-            StorageError, CorruptError: the file.
-        """
-        return self._book.is_paused
-
-    def pause(self, wanted: bool = True) -> None:
-        """Let nothing be learned, whatever is started again, until this is taken back.
-
-        Raises:
-            StorageError, CorruptError: the file.
-        """
-        self._book.pause(wanted)
-
-    # The learner's side.
+class Spool(SpoolClips):
+    """An open spool as a learner sees it; arguments and their errors are those of `SpoolClips`."""
 
     def waiting(self, after: int) -> Waiting:
         """What `next_batch` could give, at little cost and without journaling anything.
@@ -343,8 +92,8 @@ class Spool:
                 f"size is {size}, seed {seed}; size is from 1, seed from 0 to 2^63-1"
             )
         with self._file.transaction():
-            _, retired = self._cursors()
-            last = self._last_batch()
+            _, retired = self._batches.cursors()
+            last = self._batches.last()
             if not retired <= after <= last:
                 raise JournalError(
                     f"the cursor is {after}; this spool can go on after batches {retired} to "
@@ -357,11 +106,11 @@ class Spool:
                 (after,),
             ).fetchone()
             if row is None:
-                row = self._journal(last + 1, size, seed)
+                row = self._batches.journal(last + 1, size, seed)
         if row is None:
             return None
         number, seed = row
-        return Batch(number, seed, self._read(number))
+        return Batch(number, seed, self._batches.read(number))
 
     def note_consolidation(self) -> int:
         """Journal a person's order to keep what is known: a batch without clips, after all others.
@@ -375,7 +124,7 @@ class Spool:
             StorageError, CorruptError: the file.
         """
         with self._file.transaction():
-            number = self._last_batch() + 1
+            number = self._batches.last() + 1
             self._db.execute(
                 "INSERT INTO batches (number, seed, state) VALUES (?, 0, 'journaled')", (number,)
             )
@@ -432,8 +181,8 @@ class Spool:
             StorageError, CorruptError: the file.
         """
         with self._file.transaction(reading=True):
-            _, retired = self._cursors()
-            return self.lineage == lineage and retired <= up_to <= self._last_batch()
+            _, retired = self._batches.cursors()
+            return self.lineage == lineage and retired <= up_to <= self._batches.last()
 
     def rebase(self, lineage: str, up_to: int, oldest_kept: int) -> Rebased:
         """Go on with other checkpoints than before, once; saying it again changes nothing.
@@ -452,20 +201,22 @@ class Spool:
             StorageError, CorruptError: the file.
         """
         with self._file.transaction():
-            _, retired = self._cursors()
+            _, retired = self._batches.cursors()
             waiting = 0
             if self.lineage == lineage:
                 first_gone, oldest_kept = up_to + 1, max(oldest_kept, min(retired, up_to))
             else:
                 first_gone = 0
-                waiting = self._set_states("pending", "journaled", retired + 1, self._last_batch())
+                waiting = self._batches.set_clips(
+                    "pending", "journaled", retired + 1, self._batches.last()
+                )
                 self._db.execute(
                     "UPDATE batches SET attempts = 0, state = CASE"
                     " WHEN number IN (SELECT batch FROM members) THEN 'released' ELSE 'past' END"
                     " WHERE state = 'journaled' AND number > ?",
                     (retired,),
                 )
-            gone = self._set_states("consumed", "journaled", first_gone, retired)
+            gone = self._batches.set_clips("consumed", "journaled", first_gone, retired)
             self._db.execute(
                 "UPDATE batches SET state = 'past'"
                 " WHERE state = 'journaled' AND number BETWEEN ? AND ?",
@@ -491,15 +242,15 @@ class Spool:
             StorageError, CorruptError: the file; say it again later.
         """
         with self._file.transaction():
-            _, retired = self._cursors()
-            last = self._last_batch()
+            _, retired = self._batches.cursors()
+            last = self._batches.last()
             if not retired <= oldest_kept <= up_to <= last:
                 raise JournalError(
                     f"finished up to {up_to} with {oldest_kept} the oldest kept; it must be "
                     f"{retired} (kept before) <= oldest kept <= finished <= {last} (journaled)"
                 )
-            self._set_states("consumed", "journaled", retired + 1, up_to)
-            self._set_states("journaled", "journaled", up_to + 1, last)
+            self._batches.set_clips("consumed", "journaled", retired + 1, up_to)
+            self._batches.set_clips("journaled", "journaled", up_to + 1, last)
             self._db.execute(
                 "DELETE FROM payloads WHERE sequence IN (SELECT sequence FROM members JOIN batches"
                 " ON batch = number WHERE state = 'journaled' AND number > ? AND number <= ?)",
@@ -563,13 +314,13 @@ class Spool:
             StorageError, CorruptError: the file.
         """
         with self._file.transaction():
-            finished, _ = self._cursors()
+            finished, _ = self._batches.cursors()
             if number <= finished:
                 raise JournalError(
                     f"batch {number} cannot be set aside: the newest checkpoint holds all up to "
                     f"{finished}"
                 )
-            self._move(number, ("journaled", "quarantined"), "quarantined")
+            self._batches.move(number, ("journaled", "quarantined"), "quarantined")
             self._db.execute("UPDATE batches SET reason = ? WHERE number = ?", (reason, number))
 
     def rewind(self, to: int, reason: str) -> None:
@@ -587,13 +338,13 @@ class Spool:
             StorageError, CorruptError: the file.
         """
         with self._file.transaction():
-            finished, retired = self._cursors()
+            finished, retired = self._batches.cursors()
             if not retired <= to <= finished:
                 raise JournalError(
                     f"cannot go back to batch {to}: checkpoints of {retired} to {finished} are kept"
                 )
-            last = self._last_batch()
-            self._set_states("quarantined", "journaled", to + 1, last)
+            last = self._batches.last()
+            self._batches.set_clips("quarantined", "journaled", to + 1, last)
             self._db.execute(
                 "UPDATE batches SET reason = ?, state = CASE"
                 " WHEN number IN (SELECT batch FROM members) THEN 'quarantined'"
@@ -629,7 +380,7 @@ class Spool:
             StorageError, CorruptError: the file.
         """
         with self._file.transaction():
-            self._move(number, ("quarantined", "released"), "pending")
+            self._batches.move(number, ("quarantined", "released"), "pending")
 
     def discard(self, number: int) -> None:
         """Delete the payloads of a batch in quarantine; the ids are kept.
@@ -639,141 +390,9 @@ class Spool:
             StorageError, CorruptError: the file.
         """
         with self._file.transaction():
-            self._move(number, ("quarantined", "discarded"), "discarded")
+            self._batches.move(number, ("quarantined", "discarded"), "discarded")
             self._db.execute(
                 "DELETE FROM payloads WHERE sequence IN"
                 " (SELECT sequence FROM members WHERE batch = ?)",
                 (number,),
             )
-
-    # Within a transaction.
-
-    def _make_way(self, clip_id: str) -> int | None:
-        """Take out what is to be replaced; its sequence, None where the id is new."""
-        row = self._db.execute("SELECT sequence FROM clips WHERE id = ?", (clip_id,)).fetchone()
-        if row is None:
-            return None
-        self._db.execute("DELETE FROM payloads WHERE sequence = ?", row)
-        return row[0]
-
-    def _check_quota(self, size: int, replaced: int | None) -> None:
-        """Count what waits or is set aside: what is learned goes by itself, and must not keep out.
-
-        Else a learner that needs further clips to go on would wait for an intake that waits for it.
-        """
-        totals = self._book.totals()
-        pending, quarantined = (totals.get(each, Total()) for each in ("pending", "quarantined"))
-        counted, bytes_counted = self._db.execute(
-            "SELECT count(*), coalesce(sum(bytes), 0) FROM clips"
-            " WHERE state IN ('pending', 'quarantined') AND sequence IS ?",
-            (replaced,),
-        ).fetchone()
-        waiting = pending.clips + quarantined.clips - counted
-        total = pending.bytes + quarantined.bytes - bytes_counted
-        aside = quarantined.clips
-        advice = "wait until some are learned"
-        if aside:
-            advice += f", release or discard the {aside} that are set aside"
-        if waiting >= self.max_clips:
-            raise QuotaError(
-                f"the spool holds {waiting} clips that are not learned; {self.max_clips} are "
-                f"allowed: {advice}, or raise intake.max_clips"
-            )
-        if total + size > self.max_bytes:
-            raise QuotaError(
-                f"the spool holds {total} bytes that are not learned and the clip has {size}; "
-                f"{self.max_bytes} are allowed: {advice}, or raise intake.max_mb"
-            )
-
-    def _cursors(self) -> tuple[int, int]:
-        return self._db.execute("SELECT finished, retired FROM cursor").fetchone()
-
-    def _last_batch(self) -> int:
-        """Number of the last batch; a spool that is younger than its checkpoints goes on theirs."""
-        query = "SELECT max(finished, (SELECT coalesce(max(number), 0) FROM batches)) FROM cursor"
-        return self._db.execute(query).fetchone()[0]
-
-    def _journal(self, number: int, size: int, seed: int) -> tuple[int, int] | None:
-        rows = self._db.execute(
-            "SELECT sequence FROM clips WHERE state = 'pending' ORDER BY sequence LIMIT ?", (size,)
-        ).fetchall()
-        if not rows:
-            return None
-        self._db.execute(
-            "INSERT INTO batches (number, seed, state) VALUES (?, ?, 'journaled')", (number, seed)
-        )
-        self._db.executemany(
-            "INSERT INTO members VALUES (?, ?, ?)",
-            [(number, place, sequence) for place, (sequence,) in enumerate(rows)],
-        )
-        self._db.executemany("UPDATE clips SET state = 'journaled' WHERE sequence = ?", rows)
-        return number, seed
-
-    def _move(self, number: int, from_to: tuple[str, str], clips: ClipState) -> None:
-        """Bring a batch from one state to another, and its clips to theirs."""
-        before, after = from_to
-        row = self._db.execute("SELECT state FROM batches WHERE number = ?", (number,)).fetchone()
-        if row != (before,):
-            raise JournalError(
-                f"batch {number} is {row[0] if row else 'not in the journal'}; it must be {before}"
-            )
-        self._set_states(clips, before, number, number)
-        self._db.execute("UPDATE batches SET state = ? WHERE number = ?", (after, number))
-
-    def _set_states(self, state: ClipState, batches: str, first: int, last: int) -> int:
-        """Set the state of all clips in the batches of one state from the first to the last."""
-        return self._db.execute(
-            "UPDATE clips SET state = ? WHERE sequence IN (SELECT sequence FROM members"
-            " JOIN batches ON batch = number"
-            " WHERE batches.state = ? AND number BETWEEN ? AND ?)",
-            (state, batches, first, last),
-        ).rowcount
-
-    def _members(self, number: int) -> tuple[str, ...]:
-        rows = self._db.execute(
-            "SELECT id FROM members JOIN clips USING (sequence) WHERE batch = ? ORDER BY place",
-            (number,),
-        )
-        return tuple(clip_id for (clip_id,) in rows)
-
-    # The file.
-
-    def _read(self, number: int) -> tuple[StoredClip, ...]:
-        with self._file.told():
-            rows: Sequence[tuple[str, bytes | None, int]] = self._db.execute(
-                "SELECT id, payload, crc32 FROM members JOIN clips USING (sequence)"
-                " LEFT JOIN payloads USING (sequence) WHERE batch = ? ORDER BY place",
-                (number,),
-            ).fetchall()
-        clips: list[StoredClip] = []
-        for clip_id, payload, crc32 in rows:
-            if payload is None or zlib.crc32(payload) != crc32:
-                raise CorruptError(
-                    f"{self.path}: the payload of clip {clip_id!r} in batch {number} is damaged; "
-                    "set the batch aside, or restore the file",
-                    batch=number,
-                )
-            clips.append(StoredClip(clip_id, payload))
-        return tuple(clips)
-
-
-def _recognised(
-    clip_id: str, known: bytes, state: ClipState, digest: bytes, replace: bool
-) -> Outcome | None:
-    """What an id that is known means for a clip that is put."""
-    if state == "deleted":
-        if replace:
-            return None
-        raise DeletedError(f"clip {clip_id!r} was deleted; to bring it back, put it with replace")
-    if known == digest:
-        return state if state in ("consumed", "discarded") else "same"
-    if not replace:
-        raise ConflictError(
-            f"the id {clip_id!r} names a clip with other content, which is {state}; use another "
-            "id, or while it is pending or set aside put it with replace"
-        )
-    if state not in _OPEN:
-        raise JournaledError(
-            f"clip {clip_id!r} is {state}; only one that is pending or set aside can be replaced"
-        )
-    return None

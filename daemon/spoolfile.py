@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Final
 
+FILE_NAME: Final = "clips.sqlite"
 _FORMAT = 2
 _BUSY_S = 10.0
 _PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}

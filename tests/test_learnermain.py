@@ -17,8 +17,15 @@ from atlasd.daemon.labels import Refused
 from atlasd.daemon.learnermain import REFUSED, STOPPED
 from atlasd.daemon.learnline import DaemonEnd
 from atlasd.daemon.orders import Order
-from atlasd.daemon.spool import FILE_NAME, Spool
-from atlasd.daemon.spoolfile import BusyError, CorruptError, DiskFullError, StorageError, passes
+from atlasd.daemon.spool import Spool
+from atlasd.daemon.spoolfile import (
+    FILE_NAME,
+    BusyError,
+    CorruptError,
+    DiskFullError,
+    StorageError,
+    passes,
+)
 from served import tiny_checkpoint, tiny_config
 
 

@@ -22,7 +22,7 @@ from atlasd.daemon.learnermain import carry_out
 from atlasd.daemon.learning import LearningError
 from atlasd.daemon.learnstore import LearnStore
 from atlasd.daemon.orders import Carried, Order
-from atlasd.daemon.spool import FILE_NAME, Spool
+from atlasd.daemon.spool import Spool
 from atlasd.model.checkpoints import read_tensors, write_tensors
 from atlasd.model.presets import build
 from atlasd.streams.clips import LabeledClip
@@ -683,7 +683,7 @@ def test_going_back_while_the_spool_is_locked_changes_nothing(bench, monkeypatch
     bench.spool.close()
     bench.spool = Spool(bench.folder / "spool", clock=lambda: bench.time_ns)
     bench.begin()
-    with closing(sqlite3.connect(bench.folder / "spool" / FILE_NAME)) as other:
+    with closing(sqlite3.connect(bench.folder / "spool" / spoolfile.FILE_NAME)) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = carry_out(bench.learning, Order(order="rollback"))
         assert isinstance(answer, Refused)

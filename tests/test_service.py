@@ -26,7 +26,8 @@ from atlasd.daemon.messages import Event, Hello, Mask, Status
 from atlasd.daemon.places import spool_folder
 from atlasd.daemon.publisher import Publisher
 from atlasd.daemon.service import FAILED, OK, REFUSED, run
-from atlasd.daemon.spool import FILE_NAME, Spool
+from atlasd.daemon.spool import Spool
+from atlasd.daemon.spoolfile import FILE_NAME
 from atlasd.model import checkpoints
 from atlasd.model.presets import build
 from atlasd.streams.files import FileSource
