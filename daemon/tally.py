@@ -34,7 +34,7 @@ class Tally:
     def note(self, result: Result, message: Mask) -> None:
         """Count a mask that was handed to the bus just now."""
         now_ns = self._clock()
-        total_ms = (now_ns - result.sample.frame.capture_ns) / 1e6
+        total_ms = max(0.0, (now_ns - result.sample.frame.capture_ns) / 1e6)
         self.latencies.add({**message.lat_ms, "total": total_ms})
         self._audio[result.sample.window.state] += 1
         self.masks += 1

@@ -19,7 +19,7 @@ from av.stream import Stream
 
 from .addresses import redacted
 from .clips import NS_PER_S
-from .clockmap import ClockMap
+from .clockmap import STEP_NS, ClockMap
 from .containers import Damage, Decoded
 from .networkoptions import NetworkOptions
 from .packetline import Line, PacketLine
@@ -36,6 +36,8 @@ SEGMENTED: Final = ("hls", "dash")
 SETTLE_NS: Final = NS_PER_S // 5
 """The stream has begun when for so long nothing came that was younger."""
 YOUNGER_NS: Final = 10_000_000
+EARLY_NS: Final = STEP_NS
+"""What comes so long before it can have been taken shows that all before it was late."""
 MAX_SETTLE_NS: Final = 3 * NS_PER_S
 HELD_PICTURES: Final = 8
 """Pictures of before the beginning that are kept: older ones are stale by then."""
@@ -61,12 +63,12 @@ OpenLine = Callable[[InputContainer, Sequence[Stream], tuple[type[Exception], ..
 class NetworkSource:
     """A live stream. Iterating blocks while nothing comes; see `captureprocess`.
 
-    ``capture_ns`` of a picture is when it would have come with the least delay seen: what is late
-    on its way is older than it looks. Packets are read and stamped by a thread of their own (see
-    `packetline`), so what is late because it was decoded late is older too; where decoding takes
-    longer than the stream, pictures are passed over (see `freshdecoder`). ``pts_ns`` is that
-    moment on the stream's timeline. A segmented stream (HLS) is played out at the sender's pace
-    instead, and is as old as that makes it.
+    ``capture_ns`` of a picture is when it would have come with the least delay seen, and never
+    after it came: what is late on its way is older than it looks. Packets are read and stamped by
+    a thread of their own (see `packetline`), so what is late because it was decoded late is older
+    too; where decoding takes longer than the stream, pictures are passed over (see `freshdecoder`).
+    ``pts_ns`` is that moment on the stream's timeline. A segmented stream (HLS) is played out at
+    the sender's pace instead, and is as old as that makes it.
 
     Troubles are those of files, and ``backlog``: pictures of before the beginning, not given; and
     ``behind``: pictures that there was no time to decode.
@@ -194,10 +196,20 @@ class NetworkSource:
                 self._begin()
             case Placed():
                 arrival_ns = placed.item.arrival_ns or self._clock()
+                if self._is_too_early(placed.start_ns, arrival_ns):
+                    self._presenter.forget()
+                    yield from self._break("what was late is late no more")
+                    self._begin()
                 if self._map.observe(placed.start_ns, arrival_ns):
                     self._presenter.forget()
                     yield from self._break("the sender's clock and the host's parted")
                 yield from self._held(placed, arrival_ns)
+
+    def _is_too_early(self, start_ns: int, arrival_ns: int) -> bool:
+        """Whether it has come long before it was taken, by the map: what that went by was late."""
+        if self._is_played or self._beginning is not None:
+            return False
+        return self._map.host_ns(start_ns) - arrival_ns > EARLY_NS
 
     def _break(self, reason: str) -> Iterator[SourceEvent]:
         yield from self._release()
@@ -218,26 +230,44 @@ class NetworkSource:
         beginning, self._beginning = self._beginning, None
         if beginning is None:
             return
-        if beginning.passed_over:
+        held = [placed for placed in beginning.held if not self._is_past(placed)]
+        passed_over = beginning.passed_over + len(beginning.held) - len(held)
+        if passed_over:
             yield self._presenter.trouble(
-                "backlog", f"{beginning.passed_over} pictures of before the beginning are not shown"
+                "backlog", f"{passed_over} pictures of before the beginning are not shown"
             )
-        for placed in beginning.held:
+        for placed in held:
             yield from self._given(placed)
 
+    def _is_past(self, placed: Placed[Frame]) -> bool:
+        """Whether it is a picture of before the last that was shown, in another epoch."""
+        latest_ns = self._presenter.latest_ns
+        if latest_ns is None or placed.item.track != "video":
+            return False
+        return self._place(placed.start_ns) <= latest_ns
+
     def _given(self, placed: Placed[Frame]) -> Iterator[SourceEvent]:
-        start_ns = placed.start_ns
+        start_ns, came_ns = placed.start_ns, placed.item.arrival_ns
         if self._is_played:
-            while (wait_ns := self._map.host_ns(start_ns) - self._clock()) > 0:
-                self._sleep(wait_ns / NS_PER_S)
-            if -wait_ns > MAX_BEHIND_NS:
-                raise MediaError(
-                    f"{self._name} fell behind by {-wait_ns / NS_PER_S:.1f} s: decoding takes "
-                    "longer than the stream; choose a smaller variant of it, or free this machine"
-                )
+            self._wait_until_due(start_ns)
+            came_ns = None  # long before it is due
         yield from self._presenter.events(
-            placed.item.payload, start_ns, lambda: self._map.host_ns(start_ns)
+            placed.item.payload, start_ns, lambda: self._captured_ns(start_ns, came_ns)
         )
+
+    def _wait_until_due(self, start_ns: int) -> None:
+        while (wait_ns := self._map.host_ns(start_ns) - self._clock()) > 0:
+            self._sleep(wait_ns / NS_PER_S)
+        if -wait_ns > MAX_BEHIND_NS:
+            raise MediaError(
+                f"{self._name} fell behind by {-wait_ns / NS_PER_S:.1f} s: decoding takes "
+                "longer than the stream; choose a smaller variant of it, or free this machine"
+            )
+
+    def _captured_ns(self, start_ns: int, came_ns: int | None) -> int:
+        """When it was taken; what comes earlier than ever moves the map slowly, but it has come."""
+        host_ns = self._map.host_ns(start_ns)
+        return host_ns if came_ns is None else min(host_ns, came_ns)
 
     def _place(self, device_ns: int) -> int:
         return self._map.host_ns(device_ns) - self._origin_ns

@@ -37,6 +37,7 @@ class Presenter:
     Attributes:
         epoch: that events belong to; the source sets it.
         ends_ns: where each track ends so far, in its container's time.
+        latest_ns: place of the latest picture; None before the first.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Presenter:
         self._periods_ns = deque([round(NS_PER_S / (fps or FALLBACK_FPS))], maxlen=9)
         self._raw_ns: int | None = None
         self._index = 0
-        self._last_ns = 0
+        self.latest_ns: int | None = None
 
     def upright_size_px(self, frame: av.VideoFrame) -> tuple[int, int]:
         """(width, height) of a picture after it was turned upright, before scaling.
@@ -143,12 +144,12 @@ class Presenter:
     def _picture(
         self, frame: av.VideoFrame, pts_ns: int, capture_ns: int
     ) -> Iterator[Trouble | VideoFrame]:
-        if self._index and pts_ns <= self._last_ns:
-            kind = "repeated_pts" if pts_ns == self._last_ns else "backward_pts"
+        if self.latest_ns is not None and pts_ns <= self.latest_ns:
+            kind = "repeated_pts" if pts_ns == self.latest_ns else "backward_pts"
             yield self.trouble(
-                kind, f"picture {self._index} at {pts_ns} ns follows one at {self._last_ns} ns"
+                kind, f"picture {self._index} at {pts_ns} ns follows one at {self.latest_ns} ns"
             )
-            pts_ns = self._last_ns + 1
+            pts_ns = self.latest_ns + 1
         size_px = self._pixels.upright_size_px(frame)
         if max(size_px) > MAX_SIDE_PX:
             yield self.trouble("too_large", _too_large(size_px))
@@ -164,7 +165,7 @@ class Presenter:
             source_size_px=size_px,
             full=full,
         )
-        self._index, self._last_ns = self._index + 1, pts_ns
+        self._index, self.latest_ns = self._index + 1, pts_ns
 
     def _chunks(self, pieces: list[Piece]) -> Iterator[AudioChunk]:
         for piece in pieces:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -9,12 +10,13 @@ from collections import deque
 import av
 import numpy as np
 import pytest
-from atlasd.streams.clips import AudioChunk, VideoFrame
+from atlasd.streams.clips import AudioChunk, Sample, VideoFrame
 from atlasd.streams.containers import Damage, demux
 from atlasd.streams.networkoptions import NetworkOptions
 from atlasd.streams.networksource import NetworkSource
 from atlasd.streams.packetline import Arrived, Overrun, PacketLine
 from atlasd.streams.sources import Discontinuity, MediaError, Trouble
+from atlasd.streams.synchroniser import Synchroniser
 from media import write_video
 from webserver import jpeg, part
 
@@ -51,17 +53,26 @@ class World:
     Args:
         decode_ms: what each picture that is decoded costs.
         stall_s: (at, for): what is sent from a time on comes that much later, all at once.
+        late_s: (from, to, by): what is sent in this time comes so much later, each by itself.
     """
 
-    def __init__(self, *, decode_ms=0.0, stall_s=None):
+    def __init__(self, *, decode_ms=0.0, stall_s=None, late_s=None):
         self.now_ns = START_NS
         self.decode_ms, self._stall_s = decode_ms, stall_s
+        self._late_s = late_s
         self.line = None
 
     def clock(self):
         return self.now_ns
 
     def due_ns(self, time_s):
+        if self._late_s is not None:
+            from_s, to_s, by_s = self._late_s
+            is_late = from_s <= time_s < to_s
+            return START_NS + round(
+                (time_s + by_s if is_late else max(time_s, to_s + by_s if time_s >= to_s else 0))
+                * NS_PER_S
+            )
         at_s, for_s = self._stall_s or (0.0, 0.0)
         return START_NS + round(max(time_s, at_s + for_s if time_s >= at_s else 0) * NS_PER_S)
 
@@ -133,6 +144,34 @@ class ScriptedLine:
 
     def close(self):
         self._container.close()
+
+
+def test_a_sender_that_was_late_for_long_and_catches_up_puts_nothing_into_the_future(tmp_path):
+    """Its clock seemed to have stepped, and then to have stepped back: no picture is told as taken
+    after it came, times grow, and sound is found again."""
+    world = World(late_s=(3.0, 6.0, 0.8))
+    path = film(tmp_path / "film.mkv", 12, sound="tone")
+    joined = Synchroniser(0.5, 8000, live=True, clock=world.clock)
+    pictures, states, troubles = [], {}, []
+    with world.source(path) as source:
+        for event in source:
+            if isinstance(event, VideoFrame):
+                assert event.capture_ns <= world.now_ns
+                pictures.append(event)
+            elif isinstance(event, Trouble):
+                troubles.append(event.kind)
+            for out in joined.push(event):
+                if isinstance(out, Sample):
+                    states.setdefault(out.frame.epoch, []).append(out.window.state)
+    epochs = [picture.epoch for picture in pictures]
+    assert epochs == sorted(epochs)
+    assert epochs[-1] >= 1
+    times = [picture.pts_ns for picture in pictures]
+    assert all(later - sooner > 0 for sooner, later in itertools.pairwise(times))
+    assert "backward_pts" not in troubles
+    last = pictures[-1]
+    assert abs((last.capture_ns - START_NS) - (12 - 1 / FPS) * NS_PER_S) < 100 * MS
+    assert states[epochs[-1]][-25:] == ["ok"] * 25
 
 
 def behind(others):
