@@ -25,7 +25,7 @@ from ..streams.sources import (
 from .config import Config, dump_config
 from .endpoints import EndpointError
 from .engine import Engine, EngineError, Weights
-from .fields import to_map
+from .fields import FieldError, to_map
 from .infos import LadderInfo
 from .intake import Intake
 from .lateintake import LateIntake
@@ -339,15 +339,18 @@ class Service:
         memory = resident_mb()
         told = "unknown" if memory is None else f"{memory:.0f} MB"
         queued = f"queue {self._pipeline.queued}/{self._pipeline.capacity}, memory {told}"
-        self._bus.report(
-            self._stream,
-            detail="; ".join(filter(None, (self._troubles.present, queued))),
-            drops=self._pipeline.drops,
-            lat_ms={f"{s}_{p}": ms for s, values in recent.items() for p, ms in values.items()},
-            intake=None if self._intake is None else self._intake.info(),
-            learner=None if self._learner is None else self._learner.info(),
-            ladder=self._ladder_info(),
-        )
+        try:
+            self._bus.report(
+                self._stream,
+                detail="; ".join(filter(None, (self._troubles.present, queued))),
+                drops=self._pipeline.drops,
+                lat_ms={f"{s}_{p}": ms for s, values in recent.items() for p, ms in values.items()},
+                intake=None if self._intake is None else self._intake.info(),
+                learner=None if self._learner is None else self._learner.info(),
+                ladder=self._ladder_info(),
+            )
+        except FieldError:  # a fault of this program, and no reason to stop the masks
+            _log.exception("the status stays as it was")
 
     def _ladder_info(self) -> LadderInfo | None:
         ladder = self._engine.ladder

@@ -22,6 +22,7 @@ from atlasd.daemon.labelclient import LabelClient, LabelRefusedError, NoAnswerEr
 from atlasd.daemon.labelclips import label_mask, load
 from atlasd.daemon.labeldesk import LabelDesk
 from atlasd.daemon.labels import PutFrame
+from atlasd.daemon.latency import Latencies
 from atlasd.daemon.messages import Event, Hello, Mask, Status
 from atlasd.daemon.places import spool_folder
 from atlasd.daemon.publisher import Publisher
@@ -149,6 +150,19 @@ def test_the_last_status_tells_latencies_and_the_last_mask(tmp_path, checkpoint,
     assert {"infer_p50", "infer_p99", "total_p95"} <= set(statuses[-1].lat_ms)
     assert "queue" in statuses[-1].detail
     assert "memory" in statuses[-1].detail
+
+
+def test_a_status_that_cannot_be_told_stops_no_mask(
+    tmp_path, checkpoint, endpoint, monkeypatch, caplog
+):
+    nonsense = {"total": {"p50": -1.0}}
+    monkeypatch.setattr(Latencies, "percentiles", lambda _self, last=None: nonsense)
+    video = write_video(tmp_path / "a.mp4", 1.0, size=(96, 64))
+    messages, code = everything(tiny_config(checkpoint, video, endpoint))
+    assert code == OK
+    assert len([m for m in messages if isinstance(m, Mask)]) == 25
+    assert "the status stays as it was" in caplog.text
+    assert "total_p50 is -1" in caplog.text
 
 
 def test_a_deadline_is_told_in_masks_status_and_summary(tmp_path, checkpoint, endpoint):
