@@ -15,8 +15,8 @@ from atlasd.daemon.orders import Order
 from atlasd.daemon.spoolfile import BusyError
 from atlasd.model import checkpoints
 from atlasd.model.presets import load as load_network
+from learnbench import RULES, Bench, inverted, toy
 from served import tiny_network
-from test_learning import RULES, Bench, inverted, toy
 
 FIRM = LearnSettings(method="finetune", parts="all", lr=1e-2, passes=20, frames=20)
 """Learns what it is told within a batch, poison too."""

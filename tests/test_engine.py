@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from atlasd.daemon.cores import automatic_threads
+from atlasd.daemon.cores import automatic_threads, wait_asleep
 from atlasd.daemon.engine import EngineError, TorchEngine, Weights
 from atlasd.daemon.ladder import FIRST_WAIT, WINDOW
 from atlasd.model.atlas import Atlas
@@ -148,6 +149,20 @@ def test_one_core_is_left_for_decoding(monkeypatch, cores, threads, paced):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert automatic_threads() == threads
     assert automatic_threads(is_paced=True) == paced
+
+
+def test_threads_wait_asleep_where_nobody_says_otherwise(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    wait_asleep()
+    assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 100_000
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    wait_asleep()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    wait_asleep()
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 # With a deadline.

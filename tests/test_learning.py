@@ -1,11 +1,8 @@
-"""Learning in service: what is learned, judged, kept and gone back to."""
+"""Learning in service: what is learned, judged and told."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,22 +10,12 @@ import torch
 from atlasd.daemon import learnstore
 from atlasd.daemon.labelclips import load, write_clip
 from atlasd.daemon.labels import pack_stored
-from atlasd.daemon.learning import Learning, LearningError
-from atlasd.daemon.learnstore import LearnStore
-from atlasd.daemon.notices import Happening, LearningRules, Publication
+from atlasd.daemon.learning import LearningError
 from atlasd.daemon.onlinelearner import LearnSettings, OnlineLearner
-from atlasd.daemon.spool import Spool
-from atlasd.daemon.spoolfile import QuotaError
 from atlasd.model import baseimportance
-from atlasd.model.presets import build
 from atlasd.model.presets import load as load_network
-from atlasd.streams.clips import LabeledClip
-from atlasd.streams.toyworld import make_clip
-from served import tiny_network
+from learnbench import RULES, SETTINGS, Bench, base, inverted, same, toy
 
-NS = 1_000_000_000
-SETTINGS = LearnSettings(method="atlas", lr=3e-3, passes=1, frames=8)
-RULES = LearningRules(clips=2, wait_s=5, canary_drop=0.1, canary_wait_s=7, checkpoint_s=0)
 ONE_THREAD = torch.get_num_threads()
 
 
@@ -39,93 +26,11 @@ def one_thread():
     torch.set_num_threads(ONE_THREAD)
 
 
-def toy(seed: int, category: str = "bell") -> LabeledClip:
-    made = make_clip(seed, size_px=64, kind="plain").labeled_clip()
-    return dataclasses.replace(made, category=category, clip_id=f"clip-{seed}")
-
-
-def inverted(clip: LabeledClip) -> LabeledClip:
-    return dataclasses.replace(clip, masks=1 - clip.masks, clip_id=f"{clip.clip_id}-inverted")
-
-
-def base():
-    return tiny_network()
-
-
-class Bench:
-    """A learner with its spool, its store and clocks that stand still."""
-
-    def __init__(
-        self,
-        folder: Path,
-        settings=SETTINGS,
-        rules=RULES,
-        network=None,
-        importance=None,
-        max_clips=10_000,
-        **more,
-    ):
-        self.more = more
-        self.importance = importance
-        self.folder, self.settings, self.rules = folder, settings, rules
-        self.network = network or base()
-        self.time_ns = 0
-        self.spool = Spool(folder / "spool", max_clips=max_clips, clock=lambda: self.time_ns)
-        self.told: list[Publication | Happening] = []
-        self.begin()
-
-    def begin(self):
-        """As a new process does."""
-        self.store = LearnStore(self.folder / "learned", keep=3)
-        self.learning = Learning(
-            self.network,
-            self.settings,
-            self.rules,
-            self.spool,
-            self.store,
-            self.told.append,
-            importance=self.importance,
-            clock=lambda: self.time_ns,
-            now=lambda: self.time_ns,
-            **self.more,
-        )
-        return self.learning
-
-    def put(self, *clips: LabeledClip):
-        for clip in clips:
-            self.spool.append(clip.clip_id, pack_stored(write_clip(clip)))
-
-    def turns(self) -> int:
-        return sum(1 for _ in itertools.takewhile(lambda _: self.learning.turn(), range(1000)))
-
-    def wait(self, seconds: float):
-        self.time_ns += round(seconds * NS)
-
-    @property
-    def publications(self) -> list[Publication]:
-        return [n for n in self.told if isinstance(n, Publication)]
-
-    @property
-    def kinds(self) -> list[str]:
-        return [n.kind for n in self.told if isinstance(n, Happening)]
-
-    def notice(self, kind: str) -> Happening:
-        """The latest of its kind."""
-        return next(n for n in reversed(self.told) if isinstance(n, Happening) and n.kind == kind)
-
-    def states(self):
-        return self.spool.status().clips
-
-
 @pytest.fixture
 def bench(tmp_path):
     made = Bench(tmp_path)
     yield made
     made.spool.close()
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_pause_outlives_the_learner_until_it_is_taken_back(bench):
@@ -256,57 +161,6 @@ def test_what_a_batch_judged_before_it_was_refused_is_not_judged_again(tmp_path)
         assert bench.learning.info().candidate == 4
 
 
-def test_what_a_checkpoint_holds_is_not_learned_again(bench):
-    bench.put(*(toy(k) for k in range(6)))
-    bench.turns()
-    bench.learning.checkpoint()
-    assert bench.learning.info().batch == 2
-    assert bench.states() == {"consumed": 4, "journaled": 2}
-    bench.begin()
-    assert bench.learning.info().clips == 4
-    assert bench.turns() == 1, "the candidate is learned again"
-    assert bench.learning.info().clips == 6
-    assert bench.publications[-1].reason == "resumed"
-    assert bench.publications[-1].version == bench.learning.info().version
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("max_clips", [1, 2, 3, 5])
-@pytest.mark.parametrize("checkpoint_s", [0, 86_400])
-def test_an_intake_that_is_small_never_refuses_for_ever(tmp_path, max_clips, checkpoint_s):
-    """What was learned, and is kept to go back to, does not keep out what is to be learned."""
-    bench = Bench(
-        tmp_path, rules=dataclasses.replace(RULES, checkpoint_s=checkpoint_s), max_clips=max_clips
-    )
-    batch = min(max_clips, RULES.clips)
-    with bench.spool:
-        for k in range(10):
-            for _ in range(4):
-                with suppress(QuotaError):
-                    bench.put(toy(k))
-                    break
-                bench.wait(8)
-                bench.turns()
-            else:
-                pytest.fail(f"clip {k} is refused for ever: {bench.states()}")
-            if k == 6:
-                bench.begin()  # killed: what was not kept is learned again
-        bench.wait(8)
-        bench.turns()
-        bench.learning.checkpoint()
-        states = bench.states()
-        assert states["consumed"] + states["journaled"] == 10
-        assert states["journaled"] <= batch, "only the candidate is not accepted"
-        assert bench.learning.info().clips == 10
-        status = bench.spool.status()
-        assert status.held <= 2 * max_clips + 2 * batch
-        kept = bench.store.all()
-        assert kept[0].learned.cursor == status.retired_up_to
-        if status.held:
-            went = bench.learning.rollback(kept[0].learned.version)
-            assert went == kept[0].learned.version
-
-
 def test_new_classes_get_rows_and_old_rows_stay(bench):
     bench.put(toy(0, "bell"), toy(1, "drum"), toy(2, "horn"), toy(3, "bell"), toy(4), toy(5))
     bench.turns()
@@ -318,37 +172,6 @@ def test_new_classes_get_rows_and_old_rows_stay(bench):
     bench.begin()
     assert bench.publications[-1].categories == ("bell", "drum", "horn")
     assert bench.publications[-1].tensors["head.linear.weight"].shape[0] == 3
-
-
-def test_what_was_accepted_is_kept_in_time_though_no_clips_come(tmp_path):
-    bench = Bench(tmp_path, rules=dataclasses.replace(RULES, checkpoint_s=30))
-    with bench.spool:
-        bench.put(*(toy(k) for k in range(4)))
-        bench.turns()
-        assert (bench.learning.info().batch, bench.learning.info().checkpoint) == (1, 0)
-        bench.wait(30)
-        bench.turns()
-        assert bench.learning.info().checkpoint == 1
-
-
-def test_going_back_restores_the_weights_and_sets_aside_what_came_after(bench):
-    bench.put(*(toy(k) for k in range(6)))
-    bench.turns()
-    versions = bench.learning.versions()
-    assert [v.batch for v in versions] == [0, 1, 2]
-    assert [v.served for v in versions] == [False, False, True]
-    first = next(p for p in bench.publications if p.batch == 1)
-    assert bench.learning.rollback() == versions[1].version
-    back = bench.publications[-1]
-    assert (back.reason, back.version) == ("rollback", first.version)
-    assert same(back.tensors, first.tensors)
-    assert [a.number for a in bench.spool.status().set_aside] == [2, 3]
-    assert bench.turns() == 0
-    bench.learning.release(2)
-    bench.turns()
-    assert bench.learning.info().candidate == 4
-    with pytest.raises(LearningError, match="kept are"):
-        bench.learning.rollback("nonsense")
 
 
 def test_an_order_to_consolidate_makes_a_version_of_its_own_and_can_be_gone_back_from(bench):
@@ -421,15 +244,6 @@ def test_a_candidate_that_is_refused_is_not_held_on_to_by_an_order_that_waited(t
         assert bench.states() == {"quarantined": 2, "journaled": 2}
 
 
-def test_going_back_survives_a_restart(bench):
-    bench.put(*(toy(k) for k in range(6)))
-    bench.turns()
-    to = bench.learning.rollback(bench.learning.versions()[0].version)
-    bench.begin()
-    assert bench.learning.info().version == to
-    assert bench.turns() == 0
-
-
 def test_a_paused_learner_learns_nothing_and_goes_on_when_resumed(bench):
     bench.learning.pause()
     bench.put(toy(0), toy(1))
@@ -481,30 +295,6 @@ def test_a_full_disk_halts_learning_says_so_and_is_tried_again(bench, monkeypatc
     assert bench.learning.info().clips == 6
 
 
-def test_a_broken_checkpoint_is_passed_over(bench):
-    bench.put(*(toy(k) for k in range(6)))
-    bench.turns()
-    newest = bench.store.all()[-1]
-    state = newest.folder / learnstore.STATE
-    content = bytearray(state.read_bytes())
-    content[-9] ^= 1
-    state.write_bytes(content)
-    bench.begin()
-    assert bench.learning.info().batch == newest.learned.cursor - 1
-    bench.turns()
-    assert bench.learning.info().clips == 6
-
-
-def test_what_a_killed_learner_left_of_a_checkpoint_is_cleared_by_the_next_one(bench):
-    left = bench.store.folder / ".000000000001.part"
-    left.mkdir()
-    (left / learnstore.STATE).write_bytes(b"half of i")
-    bench.put(*(toy(k) for k in range(6)))
-    bench.turns()
-    assert bench.learning.info().checkpoint == 2
-    assert not list(bench.store.folder.glob(".*"))
-
-
 def test_learning_goes_on_at_another_rate(bench):
     bench.put(*(toy(k) for k in range(6)))
     bench.turns()
@@ -514,12 +304,6 @@ def test_learning_goes_on_at_another_rate(bench):
     bench.put(toy(6), toy(7))
     bench.turns()
     assert bench.learning.info().clips == 8
-
-
-def test_another_base_or_method_is_refused(bench):
-    bench.network = build("tiny", seed=5)
-    with pytest.raises(LearningError, match="move"):
-        bench.begin()
 
 
 def test_the_base_stays_as_it_is_and_only_adapters_move(bench):

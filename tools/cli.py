@@ -120,6 +120,9 @@ def run(
     ] = False,
 ) -> None:
     """Watch and listen, and publish masks over ZeroMQ until the stream ends or SIGTERM comes."""
+    from ..daemon.cores import wait_asleep
+
+    wait_asleep()
     from ..daemon.config import SAMPLE_URI
     from ..daemon.service import run as serve
 

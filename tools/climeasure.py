@@ -264,6 +264,9 @@ def bench_latency(
     The stream is sent over a loopback socket as a camera sends: all that a live stream costs is in
     it. Beside it, the bare network in the same run.
     """
+    from ..daemon.cores import wait_asleep
+
+    wait_asleep()  # as the daemon's own threads do
     from .latencybench import bench_latency as bench
 
     report = bench(
