@@ -146,6 +146,7 @@ def test_a_network_gives_a_logit_for_each_pixel(preset, dim):
     torch.testing.assert_close(out.class_logits, network.head(out.fused))
 
 
+@pytest.mark.slow
 def test_the_whole_avsbench_runs():
     network = build("avsbench", trained=False, pretrained=False, vary={"clip_frames": 1})
     with torch.no_grad():

@@ -163,6 +163,7 @@ def test_devices_are_listed_for_people_and_for_programs(pulse, capsys):
     assert "microphones" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_meter_shows_the_level_of_what_is_played(pulse, capsys):
     pulse.play(tone(20.0))
     show_level("default", seconds=5, as_json=True)

@@ -87,6 +87,7 @@ def test_a_camera_that_goes_away_ends_the_source_with_an_error(server):
     assert frames >= 5
 
 
+@pytest.mark.slow
 def test_fifty_openings_leave_no_thread_and_no_file_behind(server):
     def opened():
         camera = Camera(server.url(), open_capture=open_ffmpeg)

@@ -79,6 +79,7 @@ def test_a_file_on_a_web_server_comes_whole_and_ends(tmp_path):
     assert [frame.pts_ns // 1_000_000 for frame in frames] == list(range(0, 1000, 40))
 
 
+@pytest.mark.slow
 def test_nothing_comes_as_quiet_often_enough_to_look_at_the_clock():
     with WebServer(mjpeg(fps=1)) as server, process(server.url()) as source:
         source.opened()
@@ -137,6 +138,7 @@ def test_an_opening_that_is_not_wanted_any_more_ends_with_its_process():
     assert is_gone(source.pid)
 
 
+@pytest.mark.slow
 def test_a_process_that_says_nothing_more_and_cannot_be_killed_is_told(monkeypatch):
     """In a driver that does not let go a process outlives SIGKILL; here the signal goes astray."""
     mute = (sys.executable, "-c", "import os, time; os.close(1); time.sleep(60)")

@@ -92,6 +92,7 @@ def test_a_slow_reader_is_fresh_after_a_minute():
     assert min(ages[-5:]) < BAR_MS
 
 
+@pytest.mark.slow
 def test_a_reader_that_paused_over_a_full_queue_is_fresh_at_once():
     """Its queue of 1,000 is full of the past, and more lies in TCP behind it."""
     with (

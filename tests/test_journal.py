@@ -49,6 +49,7 @@ def learning(
     return Learning(tiny_network(), SETTINGS, rules, spool, store, lambda _: None)
 
 
+@pytest.mark.slow
 def test_a_replay_of_the_journal_gives_the_weights_that_were_kept(tmp_path):
     """Killed in between, and with batches that the canary refused."""
     clips = payloads(8)

@@ -122,6 +122,7 @@ def test_contradicting_labels_are_refused_and_set_aside(tmp_path):
 
 
 @pytest.mark.parametrize("checkpoint_s", [0, 1e9])
+@pytest.mark.slow
 def test_a_learner_that_was_killed_anywhere_ends_with_the_same_weights(tmp_path, checkpoint_s):
     rules = dataclasses.replace(RULES, checkpoint_s=checkpoint_s)
     clips = [toy(k, category) for k, category in enumerate(("bell", "drum", "bell") * 3)]
@@ -145,6 +146,7 @@ def test_a_learner_that_was_killed_anywhere_ends_with_the_same_weights(tmp_path,
         assert [bench.learning.info().candidate for bench in (through, cut)] == [4, 4]
 
 
+@pytest.mark.slow
 def test_what_a_batch_judged_before_it_was_refused_is_not_judged_again(tmp_path):
     """By another batch, as the refused one does not come again: it might be refused now."""
     settings = dataclasses.replace(SETTINGS, passes=20, lr=1e-2, parts="all")
@@ -202,6 +204,7 @@ def test_an_order_to_consolidate_is_carried_out_at_once_where_nothing_waits_to_b
     assert bench.learning.info().consolidations == 1
 
 
+@pytest.mark.slow
 def test_orders_that_wait_for_a_judgement_survive_a_restart_in_their_place(tmp_path):
     """And are carried out once, whether the candidate before them was judged before the death."""
     through, cut = (
@@ -355,6 +358,7 @@ def test_consolidations_are_counted_for_every_method_and_across_restarts(
         assert info.consolidations == told
 
 
+@pytest.mark.slow
 def test_a_base_that_ships_its_importance_is_held_across_restarts(tmp_path):
     """And a state that was learned with it is refused without."""
     network = base()

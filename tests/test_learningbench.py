@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
 from atlasd.tools.learningbench import bench_learning
 from rich.console import Console
 
 
+@pytest.mark.slow
 def test_a_bench_of_learning_reports_all_it_measured(tmp_path):
     text = io.StringIO()
     report = bench_learning(

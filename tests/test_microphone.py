@@ -53,6 +53,7 @@ def loud_s(blocks, rate_hz):
     return sum(np.count_nonzero(np.abs(b.samples) > 0.05) for b in blocks) / rate_hz
 
 
+@pytest.mark.slow
 def test_a_tone_that_is_played_is_heard_whole_and_at_its_pitch(pulse):
     microphone = Microphone("default", 48000)
     try:
@@ -72,6 +73,7 @@ def test_a_tone_that_is_played_is_heard_whole_and_at_its_pitch(pulse):
     assert np.abs(sound - fitted).max() < 2e-3, "one phase over 1.5 s: no sample lost or doubled"
 
 
+@pytest.mark.slow
 def test_clicks_keep_their_distance_and_the_hosts_time(pulse):
     """By the count of samples to a sample or two, by the host's clock to some milliseconds."""
     microphone = Microphone("default", 48000)
@@ -104,6 +106,7 @@ def test_a_rate_that_is_not_offered_gives_way_to_the_devices_own(pulse):
         microphone.close()
 
 
+@pytest.mark.slow
 def test_a_sound_server_that_dies_costs_the_sound_only_and_its_return_is_heard(pulse):
     """The picture goes on: sound is lost, then absent, then there again, and each is told."""
     world = RealWorld()
@@ -126,6 +129,7 @@ def test_a_sound_server_that_dies_costs_the_sound_only_and_its_return_is_heard(p
     assert not [t for t in threading.enumerate() if t.name == "atlasd-microphone"]
 
 
+@pytest.mark.slow
 def test_fifty_openings_leave_no_thread_and_no_file_behind(pulse):
     def opened():
         listener = Listener(lambda: Microphone("default"))

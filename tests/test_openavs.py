@@ -264,6 +264,7 @@ def test_masks_lie_on_the_object_that_sounds(whole):
         assert row["recording"] == f"things:/usr/{row['category']}_{row['split']}.wav"
 
 
+@pytest.mark.slow
 def test_what_stands_in_front_tells_nothing_of_what_sounds(small):
     """In swap scenes of three objects each of them is in front as often as the others."""
     items = load(small["catalogue"])

@@ -374,6 +374,7 @@ class KillError(BaseException):
 
 @pytest.mark.parametrize("at", [4, 6])
 @pytest.mark.parametrize("consolidate", ["oracle", "every:2"])
+@pytest.mark.slow
 def test_a_stream_that_is_killed_at_one_write_after_the_other_loses_no_frame(
     consolidate, at, data, cache, tmp_path, monkeypatch
 ):

@@ -234,6 +234,7 @@ def test_the_configuration_and_a_summary_are_written_beside_the_run(tmp_path, ch
     assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "summary.json"]
 
 
+@pytest.mark.slow
 def test_a_subscriber_that_stops_reading_is_passed_over(tmp_path, checkpoint, endpoint):
     video = write_video(tmp_path / "a.mp4", 20.0, size=(32, 32))
     out = tmp_path / "out"
@@ -400,6 +401,7 @@ def test_a_spool_or_an_address_that_cannot_be_had_is_refused_in_one_line(tmp_pat
         pass  # what was bound is free again
 
 
+@pytest.mark.slow
 def test_a_spool_that_is_locked_at_the_start_costs_no_mask_and_is_taken_later(
     tmp_path, taking, monkeypatch
 ):

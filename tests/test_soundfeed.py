@@ -100,6 +100,7 @@ def test_cutting_over_leaves_the_doubtful_moments_out():
     assert 0.4 < lasts.mean() < 0.6
 
 
+@pytest.mark.slow
 def test_a_pool_has_every_category_as_often_and_half_of_it_is_unlabeled():
     made = pool(windows=400)
     assert made.mel.shape == (400, 51, 64)

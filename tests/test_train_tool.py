@@ -140,6 +140,7 @@ def test_an_audio_stage_that_was_interrupted_is_finished_first(run, data, tmp_pa
     assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
+@pytest.mark.slow
 def test_an_encoder_can_be_brought_and_the_toy_world_made(run, tmp_path):
     out = tmp_path / "second"
     options = SMALL | {"epochs": 1, "audio": run / "audio.safetensors"}
