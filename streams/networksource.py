@@ -37,7 +37,9 @@ SETTLE_NS: Final = NS_PER_S // 5
 """The stream has begun when for so long nothing came that was younger."""
 YOUNGER_NS: Final = 10_000_000
 EARLY_NS: Final = STEP_NS
-"""What comes so long before it can have been taken shows that all before it was late."""
+"""By the map, nothing comes so long before it was taken."""
+EARLY_FOR_NS: Final = NS_PER_S // 5
+"""Where all of so long a part of the stream does, what the map went by was late."""
 MAX_SETTLE_NS: Final = 3 * NS_PER_S
 HELD_PICTURES: Final = 8
 """Pictures of before the beginning that are kept: older ones are stale by then."""
@@ -109,6 +111,7 @@ class NetworkSource:
         self._tracks = Tracks(container, self._name, is_remote=True, live=reading)
         self.has_audio, self.fps = self._tracks.has_audio, self._tracks.fps
         self._origin_ns = clock() if options.origin_ns is None else options.origin_ns
+        self._shown_ns: int | None = None
         self._presenter = Presenter(
             options.stream,
             options.image_size_px,
@@ -133,6 +136,7 @@ class NetworkSource:
     def _begin(self) -> None:
         self._map: HostClock = PlayoutClock() if self._is_played else ClockMap()
         self._beginning: _Beginning | None = None if self._is_played else _Beginning()
+        self._early_from_ns: int | None = None
 
     def __iter__(self) -> Iterator[SourceEvent]:
         """Events until the sender ends the stream.
@@ -196,7 +200,7 @@ class NetworkSource:
                 self._begin()
             case Placed():
                 arrival_ns = placed.item.arrival_ns or self._clock()
-                if self._is_too_early(placed.start_ns, arrival_ns):
+                if self._is_early(placed, arrival_ns):
                     self._presenter.forget()
                     yield from self._break("what was late is late no more")
                     self._begin()
@@ -205,20 +209,33 @@ class NetworkSource:
                     yield from self._break("the sender's clock and the host's parted")
                 yield from self._held(placed, arrival_ns)
 
-    def _is_too_early(self, start_ns: int, arrival_ns: int) -> bool:
-        """Whether it has come long before it was taken, by the map: what that went by was late."""
+    def _is_early(self, placed: Placed[Frame], arrival_ns: int) -> bool:
+        """Whether all has long come before it was taken, by the map: what that went by was late.
+
+        A stray time is early by itself, and sound that is sent ahead has pictures between.
+        """
         if self._is_played or self._beginning is not None:
             return False
-        return self._map.host_ns(start_ns) - arrival_ns > EARLY_NS
+        start_ns = placed.start_ns
+        if self._map.host_ns(start_ns) - arrival_ns <= EARLY_NS:
+            self._early_from_ns = None
+            return False
+        if self._early_from_ns is None:
+            self._early_from_ns = start_ns
+        return placed.item.track == "video" and start_ns - self._early_from_ns >= EARLY_FOR_NS
 
     def _break(self, reason: str) -> Iterator[SourceEvent]:
         yield from self._release()
         yield from self._presenter.flush()
         self._presenter.epoch += 1
+        self._shown_ns = self._presenter.latest_ns
         yield Discontinuity(self._presenter.epoch, reason)
 
     def _held(self, placed: Placed[Frame], arrival_ns: int) -> Iterator[SourceEvent]:
         """Hold what comes at the beginning, and give it once the beginning is over."""
+        if self._beginning is None and self._is_past(placed):
+            yield self._presenter.trouble("backlog", "a picture of before the last is not shown")
+            return
         if self._beginning is None:
             yield from self._given(placed)
             return
@@ -240,11 +257,10 @@ class NetworkSource:
             yield from self._given(placed)
 
     def _is_past(self, placed: Placed[Frame]) -> bool:
-        """Whether it is a picture of before the last that was shown, in another epoch."""
-        latest_ns = self._presenter.latest_ns
-        if latest_ns is None or placed.item.track != "video":
+        """Whether it is a picture of before the last that was shown in the epoch before."""
+        if self._shown_ns is None or placed.item.track != "video":
             return False
-        return self._place(placed.start_ns) <= latest_ns
+        return self._place(placed.start_ns) <= self._shown_ns
 
     def _given(self, placed: Placed[Frame]) -> Iterator[SourceEvent]:
         start_ns, came_ns = placed.start_ns, placed.item.arrival_ns
