@@ -184,8 +184,8 @@ def bench_live(
 @bench_app.command("memory")
 def bench_memory(
     preset: Annotated[str, typer.Option(help="The network that is served and learns.")] = "tiny",
-    frames: Annotated[int, typer.Option(min=500, help="Masks to wait for.")] = 10_000,
-    fps: Annotated[int, typer.Option(min=1, max=120, help="Of the source.")] = 30,
+    frames: Annotated[int, typer.Option(min=500, help="Masks to wait for.")] = 20_000,
+    fps: Annotated[int, typer.Option(min=1, max=120, help="Of the source.")] = 60,
     json_path: ReportOption = None,
 ) -> None:
     """Watch the memory of a daemon and its learner over thousands of frames and many swaps."""

@@ -28,7 +28,7 @@ SWAPS_BAR = 100
 """Fewest swaps of weights meanwhile."""
 
 _WARM = 0.4
-"""Share of the frames that fill buffers and caches, and do not count: some 4,000 are needed."""
+"""Share of the frames that fill buffers and caches, and do not count: some 8,000 are needed."""
 _FILM_S, _REPLAY_MB = 20, 8
 _CLIPS, _CLIP_PX, _BACKLOG = 24, 64, 8
 _SAMPLE_S = 1.0
@@ -99,15 +99,15 @@ class MemoryReport:
 def bench_memory(
     preset: str = "tiny",
     *,
-    frames: int = 10_000,
-    fps: int = 30,
+    frames: int = 20_000,
+    fps: int = 60,
     json_path: Path | None = None,
     console: Console | None = None,
 ) -> MemoryReport:
     """Serve a film again and again while clips are learned without rest, and watch memory.
 
     The replay ring is kept small, so that it is full before anything counts. Memory still rises
-    over the first 4,000 frames: with far fewer than 10,000 the bar is missed. A learner that dies
+    over the first 8,000 frames: with far fewer than 20,000 the bar is missed. A learner that dies
     would begin anew, small: it counts as missed.
 
     Args:
