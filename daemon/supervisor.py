@@ -61,7 +61,8 @@ _ORDER_S: Final = 60.0
 _REFUSED: Final = 2
 """`learnermain.REFUSED`, which this process does not load."""
 _PATIENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait for each other sleep: spinning, they would use up what little they get."""
+"""Threads that wait for each other sleep, after the moment that `cores.wait_asleep` leaves them:
+spinning, they would use up what little they get."""
 _log = logging.getLogger(__name__)
 
 
