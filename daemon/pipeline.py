@@ -49,8 +49,8 @@ class PipelineOptions:
         max_age_ms: live: a sample older than this is dropped. It counts from the end of the
             window where that lies after the picture: nothing can be told before.
         max_wait_ms: live: so is one that has waited this long, where a newer one is there. None:
-            half a frame's period, as the source has it at present: nothing then waits longer than
-            a period.
+            half a frame's period, as the source has it at present. One that has waited three
+            quarters of it waits for its successor, a quarter at most.
         anchor: where the frame lies in its window of sound.
         lag_ms: shifts the window later.
         audio_wait_ms: live: how long a frame waits for the end of its window once that is over.
@@ -169,7 +169,8 @@ class Pipeline:
             self.capacity,
             self.policy,
             max_age_ms=options.max_age_ms if self.policy == "live" else None,
-            max_wait_ms=options.max_wait_ms or _wait_ms(source.fps),
+            max_wait_ms=options.max_wait_ms or _period_ms(source.fps) / 2,
+            period_ms=_period_ms(source.fps),
             clock=clock,
         )
         paced = source.kind == "file" and options.pace == "real"
@@ -313,8 +314,8 @@ class Pipeline:
                 outputs = self._synchroniser.finish()
             else:
                 outputs = self._synchroniser.push(event)
-            if isinstance(event, Discontinuity) and self._follows_fps:
-                self._mailbox.max_wait_ms = _wait_ms(self._source.fps)
+            if isinstance(event, Discontinuity):
+                self._follow_fps()
             if isinstance(event, VideoFrame):
                 if self._source.kind == "live":  # it waits for the world, which is no work
                     spent_ns = max(0, self._clock() - event.capture_ns)
@@ -325,6 +326,12 @@ class Pipeline:
                     return
             if event is None:
                 return
+
+    def _follow_fps(self) -> None:
+        """With less than half a period, what sound let go together would be dropped at once."""
+        self._mailbox.period_ms = _period_ms(self._source.fps)
+        if self._follows_fps:
+            self._mailbox.max_wait_ms = self._mailbox.period_ms / 2
 
     def _offer(self, output: Sample | Discontinuity | Trouble) -> bool:
         """Put an output into the mailbox when it is due; False where the pipeline was stopped."""
@@ -359,6 +366,5 @@ class Pipeline:
         return 0.0
 
 
-def _wait_ms(fps: float | None) -> float:
-    """Half a frame's period: with less, what sound let go together would be dropped at once."""
-    return min(MOST_PERIOD_MS, max(LEAST_PERIOD_MS, 1e3 / (fps or 25.0))) / 2
+def _period_ms(fps: float | None) -> float:
+    return min(MOST_PERIOD_MS, max(LEAST_PERIOD_MS, 1e3 / (fps or 25.0)))

@@ -14,6 +14,9 @@ Policy = Literal["wait", "live"]
 
 MAX_EVENTS = 256
 """Events that may wait in a live mailbox; further ones push the oldest out."""
+_NEARLY_DUE = 0.75
+"""Share of a period after which an item's successor is awaited: the mean age falls by more than the
+idle time costs (docs/log.md, 2026-11-29)."""
 
 
 class MailboxClosedError(Exception):
@@ -33,19 +36,22 @@ class Mailbox(Generic[T]):
     With policy ``wait`` nothing is lost: `put` blocks while the mailbox is full. With ``live``
     `put` never blocks: the oldest item that may be dropped gives way, and `get` passes over items
     older than ``max_age_ms``, and over those that have waited ``max_wait_ms`` in here while a newer
-    one came: what arrives together is all taken, what queues up is not. Every drop is counted with
-    its reason. Items put without a capture time (events) take no other's place: `MAX_EVENTS` of
-    them fit beside, and age does not matter.
+    one came: what arrives together is all taken, what queues up is not. One whose successor is due
+    within a quarter of ``period_ms`` waits so long for it, to be passed over. Every drop is counted
+    with its reason. Items put without a capture time (events) take no other's place: `MAX_EVENTS`
+    of them fit beside, and age does not matter.
 
     Args:
         capacity: items that fit; under ``live`` events do not count.
         policy: see above.
         max_age_ms: age since capture above which a live item is stale; None is no limit.
         max_wait_ms: time in here above which one is stale where a newer one waits; None: no limit.
+        period_ms: time between two items; None: no successor is awaited.
         clock: host monotonic clock in nanoseconds.
 
     Attributes:
         max_wait_ms: as above; it may be changed.
+        period_ms: likewise.
         drops: items dropped so far, by reason: ``queue_full``, ``stale`` (too old, or overtaken).
 
     Raises:
@@ -58,18 +64,21 @@ class Mailbox(Generic[T]):
         policy: Policy = "wait",
         max_age_ms: float | None = None,
         max_wait_ms: float | None = None,
+        period_ms: float | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        if capacity < 1 or min(max_age_ms or 0, max_wait_ms or 0) < 0:
+        if capacity < 1 or min(max_age_ms or 0, max_wait_ms or 0, period_ms or 0) < 0:
             raise ValueError(
-                f"capacity {capacity}, max_age_ms {max_age_ms}, max_wait_ms {max_wait_ms}: a "
-                "mailbox holds at least one item, and times are not negative"
+                f"capacity {capacity}, max_age_ms {max_age_ms}, max_wait_ms {max_wait_ms}, "
+                f"period_ms {period_ms}: a mailbox holds at least one item, and times are not "
+                "negative"
             )
         self.drops = {"queue_full": 0, "stale": 0}
         self._capacity = capacity
         self._policy: Policy = policy
         self._max_age_ns = None if max_age_ms is None else round(max_age_ms * 1e6)
         self.max_wait_ms = max_wait_ms
+        self.period_ms = period_ms
         self._clock = clock
         self._letters: deque[_Letter[T]] = deque()
         self._changed = threading.Condition()
@@ -119,6 +128,7 @@ class Mailbox(Generic[T]):
         """
         with self._changed:
             self._changed.wait_for(self._has_answer, timeout_s)
+            self._await_successor()
             if self._letters:
                 letter = self._letters.popleft()
                 self._changed.notify_all()
@@ -152,6 +162,25 @@ class Mailbox(Generic[T]):
     def _has_answer(self) -> bool:
         self._drop_stale()
         return self._closed or bool(self._letters)
+
+    def _await_successor(self) -> None:
+        """Pass over the only picture for the next one, where that is all but there."""
+        period_ms, max_wait_ms = self.period_ms, self.max_wait_ms
+        if not self._letters or self._closed or period_ms is None or max_wait_ms is None:
+            return
+        head = self._letters[0]
+        if self._policy != "live" or head.captured_ns is None or self._has_newer(head):
+            return
+        waited_ms = (self._clock() - head.put_ns) / 1e6
+        if max(_NEARLY_DUE * period_ms, max_wait_ms) < waited_ms < period_ms:
+            rest_s = (1 - _NEARLY_DUE) * period_ms / 1e3
+            self._changed.wait_for(lambda: self._closed or self._has_newer(head), rest_s)
+            if self._letters[0] is head and self._has_newer(head):
+                self._letters.popleft()
+                self.drops["stale"] += 1
+
+    def _has_newer(self, letter: _Letter[T]) -> bool:
+        return any(x is not letter and x.captured_ns is not None for x in self._letters)
 
     def _make_room(self, *, is_event: bool) -> None:
         kin = [letter for letter in self._letters if (letter.captured_ns is None) == is_event]

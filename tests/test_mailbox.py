@@ -172,3 +172,55 @@ def test_what_queues_up_gives_way_to_what_is_newer_but_what_arrives_together_sta
     mailbox.close()
     assert list(mailbox) == ["event", "e"]
     assert mailbox.drops == {"queue_full": 0, "stale": 2}
+
+
+@pytest.mark.parametrize(
+    ("waited_ms", "capacity", "reason"), [(31_000, 8, "stale"), (39_000, 1, "queue_full")]
+)
+def test_one_whose_successor_is_all_but_there_is_passed_over_for_it(waited_ms, capacity, reason):
+    """The consumer that comes then waits for the newer one: up to ten real seconds here."""
+    now, got = [0], []
+    mailbox = Mailbox(
+        capacity, "live", max_wait_ms=20_000, period_ms=40_000, clock=lambda: now[0] * MS
+    )
+    mailbox.put("old", captured_ns=0)
+    now[0] = waited_ms
+    thread = in_thread(lambda: got.append(mailbox.get()))
+    thread.join(0.05)
+    assert not got
+    mailbox.put("event")
+    mailbox.put("new", captured_ns=0)
+    thread.join(5)
+    mailbox.close()
+    assert sorted([*got, *mailbox]) == ["event", "new"]
+    assert mailbox.drops == {"queue_full": 0, "stale": 0} | {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("waited_ms", "max_wait_ms", "policy"),
+    [
+        (29, 20, "live"),  # its successor is far off
+        (35, 20, "live"),  # due, and does not come
+        (41, 20, "live"),  # overdue: who knows when it comes
+        (35, 36, "live"),  # may wait for longer
+        (35, 20, "wait"),
+    ],
+)
+def test_one_whose_successor_does_not_come_is_taken(waited_ms, max_wait_ms, policy):
+    now = [0]
+    mailbox = Mailbox(8, policy, max_wait_ms=max_wait_ms, period_ms=40, clock=lambda: now[0] * MS)
+    mailbox.put("old", captured_ns=0)
+    now[0] = waited_ms
+    assert mailbox.get() == "old"
+    assert mailbox.drops == {"queue_full": 0, "stale": 0}
+
+
+def test_who_waits_for_a_successor_is_woken_by_the_end():
+    now, got = [0], []
+    mailbox = Mailbox(8, "live", max_wait_ms=20_000, period_ms=400_000, clock=lambda: now[0] * MS)
+    mailbox.put("last", captured_ns=0)
+    now[0] = 390_000
+    thread = in_thread(lambda: got.append(mailbox.get()))
+    mailbox.close()
+    thread.join(5)
+    assert got == ["last"]

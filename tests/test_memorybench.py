@@ -39,7 +39,7 @@ def test_a_daemon_that_learns_is_watched(tmp_path):
     assert report.swaps > 0
     assert report.daemon.first_mb > 100
     assert report.learner.first_mb > 100
-    assert abs(report.daemon.slope_mb) < 30
+    assert abs(report.daemon.slope_mb) < 100  # a picture lost with each frame would be 150
     assert not report.passed or report.swaps >= SWAPS_BAR
     told = json.loads((tmp_path / "memory.json").read_text())
     assert told["swaps"] == report.swaps

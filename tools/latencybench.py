@@ -51,9 +51,12 @@ class LatencyReport:
         total_ms: the same of a mask's time from capture to publication.
         stages_ms: the same by stage.
         frame_ms: the time between two frames.
-        bar_ms: most that p95 of the total may be: `frame_ms` and p95 of the bare forward.
+        bar_ms: most that p95 of the total may be: `frame_ms` and p95 of the daemon's ``infer``,
+            beside which sender, reader and subscriber take the same cores.
+        bare_bar_ms: `frame_ms` and p95 of the bare forward, which has all cores to itself.
         fps: masks a second, the least of the rounds.
-        passed: whether p95 keeps to its bar.
+        passed: whether p95 keeps to `bar_ms`.
+        passed_bare: whether p95 keeps to `bare_bar_ms`.
     """
 
     machine: str
@@ -69,8 +72,10 @@ class LatencyReport:
     stages_ms: dict[str, dict[str, float]]
     frame_ms: float
     bar_ms: float
+    bare_bar_ms: float
     fps: float
     passed: bool
+    passed_bare: bool
 
 
 def bench_latency(
@@ -131,7 +136,8 @@ def bench_latency(
         engine.close()
         used = engine.threads
     bare_ms, total_ms = bare.percentiles()["bare"], total.percentiles()["total"]
-    bar_ms = FRAME_MS + bare_ms["p95"]
+    stages_ms = stages.percentiles()
+    bar_ms, bare_bar_ms = FRAME_MS + stages_ms["infer"]["p95"], FRAME_MS + bare_ms["p95"]
     report = LatencyReport(
         machine=machine(),
         preset=preset,
@@ -143,11 +149,13 @@ def bench_latency(
         rounds=rounds,
         bare_ms=bare_ms,
         total_ms=total_ms,
-        stages_ms=stages.percentiles(),
+        stages_ms=stages_ms,
         frame_ms=FRAME_MS,
         bar_ms=bar_ms,
+        bare_bar_ms=bare_bar_ms,
         fps=min(fps),
         passed=total_ms["p95"] <= bar_ms,
+        passed_bare=total_ms["p95"] <= bare_bar_ms,
     )
     if json_path is not None:
         json_path.write_text(json.dumps(asdict(report), indent=2) + "\n")
@@ -220,8 +228,12 @@ def _table(report: LatencyReport) -> Table:
     rows |= {f"  {name}": report.stages_ms[name] for name in (*STAGES, "pack")}
     for name, values in rows.items():
         table.add_row(name, *(f"{values[f'p{p}']:.1f}" for p in PERCENTILES))
-    bar = f"{report.frame_ms:g} + {report.bare_ms['p95']:.1f} = {report.bar_ms:.1f}"
-    table.add_row("bar: a frame's time and the bare forward", "", bar, "")
-    verdict = "the bar is held" if report.passed else "the bar is missed"
-    table.caption = f"{report.fps:.1f} masks a second; {verdict}"
+    for name, bar_ms in (("infer", report.bar_ms), ("the bare forward", report.bare_bar_ms)):
+        sum_of = f"{report.frame_ms:g} + {bar_ms - report.frame_ms:.1f} = {bar_ms:.1f}"
+        table.add_row(f"a frame's time and {name}", "", sum_of, "")
+    held = {True: "held", False: "missed"}
+    verdicts = (
+        f"the bar (infer) is {held[report.passed]}, by the bare forward {held[report.passed_bare]}"
+    )
+    table.caption = f"{report.fps:.1f} masks a second; {verdicts}"
     return table

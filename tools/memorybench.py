@@ -31,7 +31,8 @@ _WARM = 0.4
 """Share of the frames that fill buffers and caches, and do not count: some 8,000 are needed."""
 _FILM_S, _REPLAY_MB = 20, 8
 _CLIPS, _CLIP_PX, _BACKLOG = 24, 64, 8
-_SAMPLE_S = 1.0
+_SAMPLE_S, _SAMPLES = 1.0, 100
+"""Time between two samples, and how many are taken at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ def _watched(config: Config, here: Path, frames: int, fps: int, bar: Progress) -
         task = bar.add_task("frames", total=frames)
         with Labeler(config.intake.endpoint, clips, is_full) as labeler:
             while shown() < frames:
-                daemon.listen(_SAMPLE_S)
+                daemon.listen(min(_SAMPLE_S, frames / fps / _SAMPLES))
                 sizes = (resident_mb(daemon.pid), resident_mb(daemon.learner.pid))
                 samples.append((shown(), sizes[0] or 0.0, sizes[1] or 0.0))
                 bar.update(task, completed=min(frames, shown()))
