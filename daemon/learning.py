@@ -31,13 +31,11 @@ from .keeper import Keeper, LearningError
 from .learnstore import Kept, LearnStore
 from .notices import LearningRules, Notice
 from .onlinelearner import LearnSettings
-from .probation import Probation
+from .probation import ATTEMPTS, Probation
 from .spool import Spool
 from .spoolfile import CorruptError, SpoolError
 from .teller import Teller
 
-_ATTEMPTS: Final = 3
-"""A batch that was begun so often and never ended is set aside."""
 _RETRY_NS: Final = 60_000_000_000
 _NS: Final = 1_000_000_000
 _log = logging.getLogger(__name__)
@@ -291,10 +289,10 @@ class Learning:
 
     def _try(self, number: int, work: Callable[[], None]) -> None:
         """Do a batch's work, or set it aside: none stands in the way of the others for ever."""
-        if self._spool.try_batch(number) >= _ATTEMPTS:
+        if self._spool.try_batch(number) >= ATTEMPTS:
             self._probation.set_aside(
                 number,
-                f"it was begun {_ATTEMPTS} times and never ended: the learner died, hung or ran "
+                f"it was begun {ATTEMPTS} times and never ended: the learner died, hung or ran "
                 "out of memory each time",
             )
             return

@@ -6,7 +6,8 @@ ones before. So no clip is held back for judging, and none is an exemplar. Accep
 published and kept; a refusal brings the learner back to where it was, and sets the batch aside.
 Where no further batch comes for a while, the candidate is published unjudged if it does no harm to
 its own clips and to the clips learned before that are still in the spool (for a learner that is
-killed; they judge here and are never learned again), and called back if it is refused later.
+killed; they judge here and are never learned again), and called back if it is refused later. One
+at whose sight the learner died three times is not looked at again.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from .spooled import Batch as Journaled
 from .teller import Teller
 from .wire import MAX_ENTRIES
 
+ATTEMPTS: Final = 3
+"""A batch that was begun so often and never ended is begun no more."""
 _RECENT_FRAMES: Final = 256
 _NS: Final = 1_000_000_000
 _log = logging.getLogger(__name__)
@@ -159,17 +162,21 @@ class Probation:
             Whether it was looked at.
 
         Raises:
-            SpoolError, OSError: it cannot be set aside.
+            SpoolError, OSError: it cannot be set aside, or not be noted that it is looked at.
         """
         candidate = self.candidate
         if candidate is None or candidate.was_tried:
             return False
         if self._clock() - candidate.learned_ns < self._rules.canary_wait_s * _NS:
             return False
+        if self._spool.try_batch(candidate.number, "look") >= ATTEMPTS:
+            self._let_wait(candidate, f"the learner died {ATTEMPTS} times as it looked at it")
+            return True
         try:
             self._look_at(candidate)
         except (MemoryError, torch.OutOfMemoryError) as error:
             self._let_wait(candidate, f"to look at it there is no memory: {error}")
+        self._spool.end_batch(candidate.number, "look")
         return True
 
     def set_aside(self, number: int, reason: str) -> None:

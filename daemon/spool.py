@@ -26,7 +26,7 @@ these checkpoints do not hold and is still on disk waits again, numbers go on, a
 waited or was set aside is touched.
 
 A batch may kill its learner. So `Spool.try_batch` counts on disk how often a batch was begun since
-it was last learned to its end (`Spool.end_batch`).
+it was last learned to its end (`Spool.end_batch`), and how often it was looked at so.
 
 A clip is ``pending``, then ``journaled``, then ``consumed`` (or ``quarantined``, then ``pending``
 or ``discarded``); a pending or quarantined one may be replaced, each at its place, or become
@@ -36,11 +36,16 @@ or ``discarded``); a pending or quarantined one may be replaced, each at its pla
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
 from .spoolclips import SpoolClips
 from .spooled import Batch, Rebased, StoredClip, Waiting
 from .spoolfile import JournalError
+
+Work = Literal["learn", "look"]
+"""What may kill a learner: learning a batch, or looking whether its candidate may be served."""
+_COUNTED_IN: Final[Mapping[Work, str]] = {"learn": "attempts", "look": "looks"}
 
 
 class Spool(SpoolClips):
@@ -130,8 +135,8 @@ class Spool(SpoolClips):
             )
         return number
 
-    def try_batch(self, number: int) -> int:
-        """Count that a batch is begun, on disk before its first step.
+    def try_batch(self, number: int, work: Work = "learn") -> int:
+        """Count that work on a batch is begun, on disk before its first step.
 
         Returns:
             How often it was begun before and not ended: its learner died in it each time.
@@ -140,25 +145,31 @@ class Spool(SpoolClips):
             JournalError: there is no such batch.
             StorageError, CorruptError: the file.
         """
+        column = _COUNTED_IN[work]
         with self._file.transaction():
             row = self._db.execute(
-                "SELECT attempts FROM batches WHERE number = ?", (number,)
+                f"SELECT {column} FROM batches WHERE number = ?",  # noqa: S608 - a name of ours
+                (number,),
             ).fetchone()
             if row is None:
                 raise JournalError(f"batch {number} is not in the journal; it cannot be begun")
             self._db.execute(
-                "UPDATE batches SET attempts = attempts + 1 WHERE number = ?", (number,)
+                f"UPDATE batches SET {column} = {column} + 1 WHERE number = ?",  # noqa: S608 - too
+                (number,),
             )
         return row[0]
 
-    def end_batch(self, number: int) -> None:
-        """Note that a batch was learned to its end, and may be learned again; see `try_batch`.
+    def end_batch(self, number: int, work: Work = "learn") -> None:
+        """Note that work on a batch came to its end, and may be begun again; see `try_batch`.
 
         Raises:
             StorageError, CorruptError: the file.
         """
         with self._file.transaction():
-            self._db.execute("UPDATE batches SET attempts = 0 WHERE number = ?", (number,))
+            self._db.execute(
+                f"UPDATE batches SET {_COUNTED_IN[work]} = 0 WHERE number = ?",  # noqa: S608 - too
+                (number,),
+            )
 
     @property
     def lineage(self) -> str | None:

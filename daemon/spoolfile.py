@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 FILE_NAME: Final = "clips.sqlite"
-_FORMAT = 2
+_FORMAT = 3
 _BUSY_S = 10.0
 _PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
 _PASSING_ERRNOS = {
@@ -51,7 +51,8 @@ CREATE TABLE batches (
     seed INTEGER NOT NULL,
     state TEXT NOT NULL,
     reason TEXT NOT NULL DEFAULT '',
-    attempts INTEGER NOT NULL DEFAULT 0
+    attempts INTEGER NOT NULL DEFAULT 0,
+    looks INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE members (
     batch INTEGER NOT NULL REFERENCES batches,
@@ -67,12 +68,17 @@ CREATE TABLE cursor (
 );
 INSERT INTO cursor VALUES (0, 0, NULL, NULL);
 """
-_FROM_FORMAT_1 = """
+_TO_FORMAT_2 = """
 ALTER TABLE batches ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE cursor ADD COLUMN lineage TEXT;
 ALTER TABLE cursor ADD COLUMN rewound INTEGER;
 UPDATE cursor SET lineage = '';
 """
+_TO_FORMAT_3 = """
+ALTER TABLE batches ADD COLUMN looks INTEGER NOT NULL DEFAULT 0;
+"""
+_FROM = {0: _SCHEMA, 1: _TO_FORMAT_2 + _TO_FORMAT_3, 2: _TO_FORMAT_3}
+"""What brings an empty file, or one of an earlier format, to this one."""
 
 
 class SpoolError(Exception):
@@ -238,15 +244,12 @@ class SpoolFile:
                 self.connection.execute("SELECT finished, retired FROM cursor").fetchone()
                 return
             (tables,) = self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if version == 1:
-                self._run(_FROM_FORMAT_1)
-                return
-            if version or tables:
+            if version not in _FROM or (version == 0 and tables):
                 raise CorruptError(
                     f"{self.path}: is of format {version}; this program reads {_FORMAT}: choose "
                     "another folder (intake.spool)"
                 )
-            self._run(_SCHEMA)
+            self._run(_FROM[version])
 
     def _run(self, script: str) -> None:
         """Bring the file to this format, within a transaction."""

@@ -39,6 +39,15 @@ SMALL = {
     "score_frames": "one",
 }
 
+HOLDING = """
+import sys
+from pathlib import Path
+from atlasd.tools.runfolder import RunFolder
+with RunFolder(Path(sys.argv[1])).alone():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -440,6 +449,25 @@ def test_runs_that_are_there_are_not_made_again(data, tmp_path):
     assert evaluate(specs, options(tmp_path), console)
     assert "2 runs, 1 of them there already" in text.getvalue()
     assert first.stat().st_mtime_ns == before
+
+
+def test_a_run_that_another_process_makes_is_left_alone(data, tmp_path):
+    """That one goes on with its half-written files; afterwards the run can be made."""
+    spec = RunSpec(data=data, **SMALL)
+    folder = tmp_path / "runs" / spec.folder
+    folder.mkdir(parents=True)
+    other = [sys.executable, "-c", HOLDING, str(folder)]
+    with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        writing = folder / f".state.safetensors.{process.pid}.part"
+        writing.write_bytes(b"half")
+        console, text = told()
+        assert not evaluate([spec], options(tmp_path), console)
+        assert "another process makes the run in" in " ".join(text.getvalue().split())
+        assert list(folder.iterdir()) == [writing]
+        process.kill()
+    assert evaluate([spec], options(tmp_path), told()[0])
+    assert not writing.exists()
 
 
 @pytest.mark.slow

@@ -328,3 +328,17 @@ def test_a_spool_and_checkpoints_of_the_first_format_are_gone_on_from(bench):
     bench.turns()
     bench.learning.checkpoint()
     assert (bench.learning.info().batch, bench.learning.info().clips) == (2, 6)
+
+
+def test_a_spool_of_the_second_format_is_gone_on_from(bench):
+    taught(bench, 4)
+    bench.spool.close()
+    with closing(sqlite3.connect(bench.spool.path)) as old:
+        old.executescript("ALTER TABLE batches DROP COLUMN looks; PRAGMA user_version=2;")
+    bench.spool = Spool(bench.folder / "spool", clock=lambda: bench.time_ns)
+    bench.begin()
+    assert "learner_rebased" not in bench.kinds
+    assert bench.turns() == 1, "the candidate, which was journaled"
+    bench.wait(7)
+    bench.turns()
+    assert bench.publications[-1].reason == "unjudged"

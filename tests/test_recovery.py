@@ -202,6 +202,43 @@ def test_a_candidate_that_finds_no_memory_to_be_looked_at_waits_for_the_next_cli
         assert (published.batch, published.reason) == (1, "learned")
 
 
+def test_a_candidate_at_whose_sight_the_learner_dies_waits_for_the_next_clips(tmp_path):
+    """Three times; then it is learned again, as ever, and looked at no more."""
+    part = Part("score")
+    bench = Bench(tmp_path, part=part)
+    with bench.spool:
+        taught(bench, 2)
+        for _ in range(3):
+            bench.wait(7)
+            part.fails = KilledError()
+            with pytest.raises(KilledError):
+                bench.turns()
+            part.fails = None
+            bench.begin()
+            bench.turns()
+            assert bench.learning.info().candidate == 1
+        bench.wait(7)
+        part.fails = KilledError()
+        assert bench.turns() == 1
+        assert "died 3 times" in bench.notice("candidate_waits").detail
+        part.fails = None
+        bench.put(toy(2), toy(3))
+        bench.turns()
+        reasons = [each.reason for each in bench.publications]
+        assert reasons == ["resumed", "resumed", "resumed", "learned"]
+        assert not bench.spool.status().set_aside
+
+
+def test_a_candidate_that_is_looked_at_again_after_each_restart_is_served_each_time(bench):
+    taught(bench, 2)
+    for _ in range(5):
+        bench.wait(7)
+        bench.turns()
+        assert bench.publications[-1].reason == "unjudged"
+        bench.begin()
+        bench.turns()
+
+
 def test_a_full_disk_does_not_count_as_the_batchs_fault(bench, monkeypatch):
     bench.put(*(toy(k) for k in range(6)))
 

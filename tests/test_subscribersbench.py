@@ -37,6 +37,7 @@ def test_masks_are_timed_alone_and_while_subscribers_pass(tmp_path):
         assert 0 < latencies["p50"] <= latencies["p95"] <= latencies["p99"]
     ratio = report.latency_ms["on"]["p99"] / report.latency_ms["off"]["p99"]
     assert report.ratio == pytest.approx(ratio)
+    assert report.interval[0] <= ratio <= report.interval[1]
     assert report.passed == (ratio <= LATENCY_BAR)
     assert json.loads((tmp_path / "report.json").read_text())["came"] == 60
     assert "p99 on ÷ off" in text.getvalue()

@@ -222,9 +222,9 @@ def bench_subscribers(
     preset: PresetOption = "atlas-lite",
     subscribers: Annotated[int, typer.Option(min=1, help="That come and go, in all.")] = 1000,
     at_once: Annotated[int, typer.Option(min=1, help="Most of them at one time.")] = 20,
-    rounds: Annotated[int, typer.Option(min=1, help="Phases with them.")] = 4,
-    frames: Annotated[int, typer.Option(min=2, help="Masks of each phase.")] = 250,
-    fps: Annotated[int, typer.Option(min=1, max=120, help="Of the source.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Phases with them.")] = 10,
+    frames: Annotated[int, typer.Option(min=2, help="Masks of each phase.")] = 200,
+    fps: Annotated[int, typer.Option(min=1, max=120, help="Of the source.")] = 10,
     weights: WeightsOption = None,
     json_path: ReportOption = None,
 ) -> None:

@@ -131,15 +131,21 @@ def make(job: Job, progress: Callable[[str, float], None]) -> str:
     A folder that is the run's own keeps the reason in ``failed.json``; what may be a fault of the
     program leaves its traceback in ``failed.log``.
     """
-    from .replay import replay
-
     files = RunFolder(job.folder)
     try:
-        files.claim(job.spec)
-        for old in (files.failed, files.log):
-            old.unlink(missing_ok=True)
+        with files.alone():
+            files.claim(job.spec)
+            for old in (files.failed, files.log):
+                old.unlink(missing_ok=True)
+            return _replayed(job, files, progress)
     except (RunError, OSError) as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _replayed(job: Job, files: RunFolder, progress: Callable[[str, float], None]) -> str:
+    """Why the run failed, "" if it did not."""
+    from .replay import replay
+
     try:
         replay(
             job.spec,

@@ -13,8 +13,10 @@ that cannot go on leaves ``failed.json``, and ``failed.log`` where the fault may
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
+import logging
 import math
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -36,6 +38,7 @@ UNTRAINED = -1
 _GROUPS = "groups"
 _ASIDE = {"hash", "data_at", "device", "system"}
 """What of a configuration does not say which run it is; see `RunSpec.hash`."""
+_log = logging.getLogger(__name__)
 
 
 class RunError(Exception):
@@ -110,6 +113,33 @@ class RunFolder:
         self.log = path / "failed.log"
         self.costs = path / "costs.json"
         self._config = path / "config.json"
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """Let no other process make this run meanwhile; the folder is made where it lacks.
+
+        A file system that has no such locks (some on networks) lets others in.
+
+        Raises:
+            RunError: another process makes it.
+            OSError: the folder cannot be made.
+        """
+        if not self.path.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"another process makes the run in {self.path}; once that has ended, what it "
+                    "left is gone on from"
+                ) from error
+            except OSError as error:
+                _log.warning("%s cannot be locked (%s); start no second evaluate", self.path, error)
+            yield
+        finally:
+            os.close(descriptor)
 
     def owner(self, spec: RunSpec) -> RunSpec | None:
         """This run as the folder names it; None: the folder is nobody's yet. Nothing is written.
