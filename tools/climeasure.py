@@ -164,7 +164,8 @@ def bench_learning(
 @bench_app.command("live")
 def bench_live(
     preset: PresetOption = "atlas-lite",
-    frames: Annotated[int, typer.Option(min=50, help="Masks of each of three phases.")] = 1000,
+    frames: Annotated[int, typer.Option(min=2, help="Masks of each phase.")] = 200,
+    rounds: Annotated[int, typer.Option(min=1, help="Phases with the learner on.")] = 5,
     fps: Annotated[int, typer.Option(min=1, max=120, help="Of the source.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Of the learner; 0: all cores.")] = 0,
     device: Annotated[
@@ -172,11 +173,17 @@ def bench_live(
     ] = "cpu",
     json_path: ReportOption = None,
 ) -> None:
-    """Time masks with the learner off, learning without rest, and off again; and its swaps."""
+    """Time masks with the learner in turn off and learning without rest; and its swaps."""
     from .livebench import bench_live as bench
 
     report = bench(
-        preset, frames=frames, fps=fps, threads=threads, device=device, json_path=json_path
+        preset,
+        frames=frames,
+        rounds=rounds,
+        fps=fps,
+        threads=threads,
+        device=device,
+        json_path=json_path,
     )
     raise typer.Exit(0 if report.passed else 1)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
@@ -24,14 +23,13 @@ from .film import write_film
 from .labeler import Labeler
 from .livedaemon import LiveDaemon
 from .machine import machine
+from .turns import PERCENTILES, SIDES, Turns
 
 LATENCY_BAR = 1.2
 """Most that p99 of mask latency with the learner on may be of p99 with it off."""
 
-PHASES = ("off", "on", "off again")
-
 _CLIPS = 64
-_SETTLE_S = 5.0
+_SETTLE_S, _BETWEEN_S = 5.0, 1.0
 _PATIENCE_S = 120.0
 _WAITING = 24
 """Clips that are kept waiting, so that the learner never rests."""
@@ -47,8 +45,11 @@ class LiveReport:
         device: of masks and of the learner.
         fps: frames a second of the source.
         frames: masks of each phase.
-        latency_ms: p50, p95 and p99 of each phase, capture to publication.
-        ratio: p99 with the learner on over p99 of both phases without.
+        rounds: phases with the learner on; one more is without.
+        latency_ms: p50, p95 and p99, capture to publication, of all phases ``off`` and ``on``.
+        p99_ms: of each phase, in order: off, on, off, ..., off.
+        ratio: p99 ``on`` over p99 ``off``.
+        interval: 95 % of the ratio; see `Turns.interval`.
         learned: clips learned while it was on.
         swaps: weights swapped in meanwhile.
         stall_ms: the longest time in which a swap held up frames.
@@ -62,8 +63,11 @@ class LiveReport:
     device: str
     fps: int
     frames: int
+    rounds: int
     latency_ms: dict[str, dict[str, float]]
+    p99_ms: tuple[float, ...]
     ratio: float
+    interval: tuple[float, float]
     learned: int
     swaps: int
     stall_ms: float
@@ -75,18 +79,20 @@ class LiveReport:
 def bench_live(
     preset: str = "atlas-lite",
     *,
-    frames: int = 1000,
+    frames: int = 200,
+    rounds: int = 5,
     fps: int = 5,
     threads: int = 0,
     device: str = "cpu",
     json_path: Path | None = None,
     console: Console | None = None,
 ) -> LiveReport:
-    """Serve a video in real time, with the learner paused, learning without rest, and paused again.
+    """Serve a video in real time, with the learner in turn paused and learning without rest.
 
     Args:
         preset: the network, with its shipped weights.
         frames: of each phase.
+        rounds: phases with the learner on; each lies between two without.
         fps: of the video.
         threads: of the learner; 0: all cores.
         device: of both, as ``cuda:0``: where it is no CPU, they take turns by a token.
@@ -100,7 +106,7 @@ def bench_live(
     with tempfile.TemporaryDirectory(prefix="atlasd-bench-") as folder, count_bar(console) as bar:
         here = Path(folder)
         config = _config(here, preset, fps, threads, device)
-        report = _measured(config, here, preset, frames, fps, bar)
+        report = _measured(config, here, frames, rounds, fps, bar)
     if json_path is not None:
         json_path.write_text(json.dumps(asdict(report), indent=2) + "\n")
     console.print(_table(report))
@@ -128,69 +134,60 @@ def _config(here: Path, preset: str, fps: int, threads: int, device: str) -> Con
 
 
 def _measured(
-    config: Config, here: Path, preset: str, frames: int, fps: int, bar: Progress
+    config: Config, here: Path, frames: int, rounds: int, fps: int, bar: Progress
 ) -> LiveReport:
     clips = [write_clip(make_clip(seed).labeled_clip()) for seed in range(_CLIPS)]
-    learned = 0
-    with LiveDaemon(config, here, 3 * frames / fps + _PATIENCE_S) as daemon:
+    phases: list[list[float]] = []
+    frame_ms = 1000 / fps
+    with LiveDaemon(config, here, (2 * rounds + 1) * frames / fps + _PATIENCE_S) as daemon:
 
         def is_full() -> bool:
             return daemon.clips is None or daemon.clips.get("pending", 0) >= _WAITING
 
-        def see_through(phase: str) -> None:
-            daemon.phase = phase
-            task = bar.add_task(f"learner {phase}", total=frames)
-            daemon.until(_enough(daemon, phase, frames, bar, task), f"through with {phase}")
-
         daemon.until(lambda: daemon.learner.state == "waiting", "ready to learn")
         _order(config, "pause")
-        daemon.listen(_SETTLE_S)
-        memory_mb = [resident_mb(daemon.pid) or 0.0]
-        for phase in PHASES:
-            if phase != "on":
-                see_through(phase)
-                continue
-            with Labeler(config.intake.endpoint, clips, is_full) as labeler:
-                _order(config, "resume")
-                see_through(phase)
-                labeler.finish()
-            learned = daemon.learner.clips
-            _order(config, "pause")
-        memory_mb.append(resident_mb(daemon.pid) or 0.0)
+        with Labeler(config.intake.endpoint, clips, is_full) as labeler:
+            daemon.listen(_SETTLE_S)
+            at_first_mb = resident_mb(daemon.pid) or 0.0
+            for number in range(2 * rounds + 1):
+                side = SIDES[number % 2]
+                _order(config, "resume" if side == "on" else "pause")
+                daemon.phase = "between"
+                daemon.listen(_BETWEEN_S)
+                daemon.phase = f"{number}"
+                task = bar.add_task(f"learner {side}", total=frames)
+                enough = _enough(daemon, frames, bar, task)
+                daemon.until(enough, f"through with phase {number}")
+                phases.append(daemon.masks[daemon.phase].latency_ms[:frames])
+            labeler.finish()
+        memory_mb = at_first_mb, resident_mb(daemon.pid) or 0.0
+        learned, stalls_ms = daemon.learner.clips, daemon.stalls_ms
         daemon.leave()
-    latencies = {
-        phase: {
-            f"p{p}": float(np.percentile(daemon.masks[phase].latency_ms[:frames], p))
-            for p in (50, 95, 99)
-        }
-        for phase in PHASES
-    }
-    without = np.concatenate([daemon.masks[phase].latency_ms[:frames] for phase in PHASES[::2]])
-    ratio = latencies["on"]["p99"] / float(np.percentile(without, 99))
-    stall_ms = max(daemon.stalls_ms, default=0.0)
-    frame_ms = 1000 / fps
+    turns = Turns(phases)
+    ratio, stall_ms = turns.ratio(), max(stalls_ms, default=0.0)
     return LiveReport(
         machine=machine(),
-        preset=preset,
+        preset=config.model.preset,
         device=config.learner.device,
         fps=fps,
         frames=frames,
-        latency_ms=latencies,
+        rounds=rounds,
+        latency_ms=turns.percentiles(),
+        p99_ms=turns.p99(),
         ratio=ratio,
+        interval=turns.interval(),
         learned=learned,
-        swaps=len(daemon.stalls_ms),
+        swaps=len(stalls_ms),
         stall_ms=stall_ms,
         frame_ms=frame_ms,
-        memory_mb=(memory_mb[0], memory_mb[1]),
-        passed=ratio <= LATENCY_BAR and stall_ms < frame_ms and len(daemon.stalls_ms) > 0,
+        memory_mb=memory_mb,
+        passed=ratio <= LATENCY_BAR and stall_ms < frame_ms and len(stalls_ms) > 0,
     )
 
 
-def _enough(
-    daemon: LiveDaemon, phase: str, frames: int, bar: Progress, task: TaskID
-) -> Callable[[], bool]:
+def _enough(daemon: LiveDaemon, frames: int, bar: Progress, task: TaskID) -> Callable[[], bool]:
     def done() -> bool:
-        come = len(daemon.masks[phase].latency_ms) if phase in daemon.masks else 0
+        come = len(daemon.masks[daemon.phase].latency_ms) if daemon.phase in daemon.masks else 0
         bar.update(task, completed=min(come, frames))
         return come >= frames
 
@@ -208,10 +205,13 @@ def _table(report: LiveReport) -> Table:
     table = Table(title=title)
     for column in ("mask latency, ms", "p50", "p95", "p99"):
         table.add_column(column, justify="left" if column == "mask latency, ms" else "right")
-    for phase in PHASES:
-        values = (f"{report.latency_ms[phase][p]:.1f}" for p in ("p50", "p95", "p99"))
-        table.add_row(f"learner {phase}, {report.frames} frames", *values)
+    for side, phases in (("off", report.rounds + 1), ("on", report.rounds)):
+        values = (f"{report.latency_ms[side][f'p{p}']:.1f}" for p in PERCENTILES)
+        table.add_row(f"learner {side}, {phases} × {report.frames} frames", *values)
     table.add_row("p99 on ÷ off", "", "", f"{report.ratio:.2f} (≤ {LATENCY_BAR})")
+    low, high = report.interval
+    table.add_row("  95 % of it, phases drawn", "", "", f"{low:.2f} to {high:.2f}")
+    table.add_row("p99 of each phase", "", "", " ".join(f"{ms:.0f}" for ms in report.p99_ms))
     stall = f"{report.stall_ms:.1f} (< {report.frame_ms:g})"
     table.add_row(f"longest stall of {report.swaps} swaps", "", "", stall)
     table.add_row(f"{report.learned} clips learned; memory, MB", "", "", _memory(report))

@@ -10,24 +10,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from ..daemon.config import Config, load_config
-from ..daemon.latency import PERCENTILES
 from .bareforward import BenchError
 from .countbar import count_bar
 from .film import write_film
 from .livedaemon import LiveDaemon, Timed
 from .machine import machine
+from .turns import PERCENTILES, Turns
 
 LATENCY_BAR = 1.1
 """Most that p99 of mask latency with subscribers passing may be of p99 without."""
 
 _SETTLE_S = 2.0
-_DRAWS = 2000
 _PATIENCE_S = 120.0
 
 
@@ -47,7 +45,7 @@ class SubscribersReport:
         latency_ms: p50, p95 and p99, capture to publication, of all phases ``off`` and ``on``.
         p99_ms: of each phase, in order: off, on, off, ..., off.
         ratio: p99 ``on`` over p99 ``off``.
-        interval: 95 % of the ratio, by drawing phases with replacement.
+        interval: 95 % of the ratio; see `Turns.interval`.
         lost: masks that a reader of all missed meanwhile.
         passed: whether the ratio keeps to its bar, all came and nothing was lost.
     """
@@ -81,8 +79,6 @@ def bench_subscribers(
     console: Console | None = None,
 ) -> SubscribersReport:
     """Serve a video in real time, in turn alone and while subscribers come and go.
-
-    Phases are short, as a machine that is shared drifts by more than the bar within minutes.
 
     Args:
         preset: the network.
@@ -193,13 +189,8 @@ def _enough(timed: Timed, frames: int, bar: Progress, what: str) -> Callable[[],
 def _report(
     trial: _Trial, preset: str, fps: int, frames: int, subscribers: int
 ) -> SubscribersReport:
-    phases = {"off": trial.latency_ms[::2], "on": trial.latency_ms[1::2]}
-    pooled = {name: np.concatenate(values) for name, values in phases.items()}
-    latency_ms = {
-        name: {f"p{p}": float(np.percentile(values, p)) for p in PERCENTILES}
-        for name, values in pooled.items()
-    }
-    ratio = latency_ms["on"]["p99"] / latency_ms["off"]["p99"]
+    turns = Turns(trial.latency_ms)
+    ratio = turns.ratio()
     return SubscribersReport(
         machine=machine(),
         preset=preset,
@@ -209,25 +200,13 @@ def _report(
         came=trial.came,
         at_once=trial.at_once,
         seen=trial.seen,
-        latency_ms=latency_ms,
-        p99_ms=tuple(float(np.percentile(values, 99)) for values in trial.latency_ms),
+        latency_ms=turns.percentiles(),
+        p99_ms=turns.p99(),
         ratio=ratio,
-        interval=_interval(phases["off"], phases["on"]),
+        interval=turns.interval(),
         lost=trial.lost,
         passed=ratio <= LATENCY_BAR and trial.came >= subscribers and trial.lost == 0,
     )
-
-
-def _interval(off: Sequence[Sequence[float]], on: Sequence[Sequence[float]]) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-
-    def drawn(phases: Sequence[Sequence[float]]) -> float:
-        chosen = rng.integers(len(phases), size=len(phases))
-        return float(np.percentile(np.concatenate([phases[k] for k in chosen]), 99))
-
-    ratios = [drawn(on) / drawn(off) for _ in range(_DRAWS)]
-    low, high = np.percentile(ratios, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def _table(report: SubscribersReport) -> Table:
