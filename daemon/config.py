@@ -79,7 +79,7 @@ class SourceConfig(_Section):
     transport: Literal["tcp", "udp"] = "tcp"
     """RTSP: `tcp` loses nothing, `udp` never waits for what was lost."""
     open_timeout_s: float = Field(default=10.0, ge=0.1, le=600)
-    """Addresses: seconds to the first picture after which an opening has failed."""
+    """Addresses, devices (15 or more): seconds to the first picture, else an opening has failed."""
     stall_timeout_s: float = Field(default=10.0, ge=0.1, le=600)
     """Addresses, devices: seconds without a picture after which the source is lost."""
     reconnect_max_s: float = Field(default=30.0, ge=0.1, le=3600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,8 @@ from .config import ConfigError, load_config
 def write_value(path: Path, section: str, key: str, value: float) -> None:
     """Set ``section.key`` in a YAML file; comments, order and all other lines are kept.
 
-    The file is replaced whole, or not at all. It is made where there is none.
+    The file is replaced whole, or not at all, and who may read it stays. It is made where there is
+    none.
 
     Args:
         path: the configuration.
@@ -28,14 +30,22 @@ def write_value(path: Path, section: str, key: str, value: float) -> None:
     if text.strip():
         load_config(path)
     part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)
     try:
-        part.write_text(with_value(text, section, key, value), encoding="utf-8")
+        _create(part, with_value(text, section, key, value), 0o600 if path.exists() else 0o666)
         load_config(part)
         if path.exists():
             part.chmod(path.stat().st_mode & 0o7777)
         part.replace(path.resolve())
     finally:
         part.unlink(missing_ok=True)
+
+
+def _create(path: Path, text: str, mode: int) -> None:
+    """Write a new file that has its mode, less the umask, from the start."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def with_value(text: str, section: str, key: str, value: float) -> str:

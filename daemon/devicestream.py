@@ -11,8 +11,10 @@ from ..streams.reconnecting import ReconnectingSource
 from ..streams.sources import Source
 from .config import SourceConfig
 
-OPEN_S = 20.0
-"""A camera may take its time to open; its own deadline is a little less."""
+OPEN_S = 15.0
+"""A camera may take its time to open: it has so long where ``open_timeout_s`` is less."""
+START_S = 5.0
+"""The process starts first, and says by itself that the camera was too late."""
 GRACE_S = 2.0
 """The process says why it has no picture; only one that hangs is killed without a word."""
 
@@ -43,6 +45,7 @@ def open_device_stream(
         MediaError: it cannot be opened, and ``config.reconnect_limit`` is 0.
         AbandonedError: it was not wanted any more.
     """
+    open_timeout_s = max(config.open_timeout_s, OPEN_S)
     options = DeviceOptions(
         str(config.camera),
         None if config.microphone is None else str(config.microphone),
@@ -54,6 +57,7 @@ def open_device_stream(
         keep_full=keep_full,
         sample_rate_hz=sample_rate_hz,
         origin_ns=clock(),
+        open_timeout_s=open_timeout_s,
         stall_timeout_s=config.stall_timeout_s,
     )
 
@@ -62,7 +66,7 @@ def open_device_stream(
             options.to_map(),
             label=config.label,
             stream=config.stream,
-            open_timeout_s=max(config.open_timeout_s, OPEN_S),
+            open_timeout_s=open_timeout_s + START_S,
             stall_timeout_s=config.stall_timeout_s + GRACE_S,
             memory_mb=config.memory_mb,
             clock=clock,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .cameras import find_camera, list_cameras
 from .clips import NS_PER_S
 from .driverclock import DriverClock
-from .sources import MediaError, Trouble
+from .sources import MediaError, Trouble, TroubleKind
 
 KEEP = 4
 """Pictures that wait for their consumer; then the oldest go, and are counted."""
@@ -298,11 +298,11 @@ class Camera:
         is_other = options.size_px not in (None, self.size_px) or slower
         self._trouble("camera_format" if is_other else "camera_open", told)
 
-    def _trouble(self, kind: str, detail: str) -> None:
+    def _trouble(self, kind: TroubleKind, detail: str) -> None:
         with self._changed:
             self._count(kind, detail)
 
-    def _count(self, kind: str, detail: str) -> None:
+    def _count(self, kind: TroubleKind, detail: str) -> None:
         """Count it, and tell of it once a second at most."""
         self._counts[kind] += 1
         now_ns = self._clock()

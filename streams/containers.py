@@ -16,7 +16,7 @@ from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from .sources import MediaError
+from .sources import MediaError, TroubleKind
 
 MAX_READ_ERRORS = 100
 """Read errors in a row after which the rest of a file is taken as lost."""
@@ -29,7 +29,7 @@ class Damage:
     ``times``: how often it happened.
     """
 
-    kind: str
+    kind: TroubleKind
     detail: str
     times: int = 1
 

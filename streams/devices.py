@@ -11,14 +11,14 @@ from typing import Any, Protocol, Self, cast
 
 import av
 
-from .camera import STALL_S, Camera, CameraOptions, Picture
+from .camera import OPEN_S, STALL_S, Camera, CameraOptions, Picture
 from .clips import NS_PER_S, VideoFrame
 from .clockmap import ClockMap
 from .hearing import SETTLE_S, Hearing
 from .listener import Listener, Told
 from .microphone import Microphone
 from .pixels import Pixels
-from .sources import AudioEnded, Discontinuity, Quiet, SourceEvent, SourceKind, Trouble
+from .sources import AudioEnded, Discontinuity, Quiet, SourceEvent, SourceKind, Trouble, TroubleKind
 
 WAIT_S = 0.02
 """Longest wait for a picture before sound is fetched."""
@@ -43,6 +43,7 @@ class DeviceOptions:
         keep_full: also keep the unscaled picture.
         sample_rate_hz: rate of the sound that comes out.
         origin_ns: host monotonic clock at 0 of the stream's timeline; None: the moment of opening.
+        open_timeout_s: how long the camera may take to give its first picture.
         stall_timeout_s: after so long without a picture the camera is dead.
     """
 
@@ -56,6 +57,7 @@ class DeviceOptions:
     keep_full: bool = False
     sample_rate_hz: int = 32000
     origin_ns: int | None = None
+    open_timeout_s: float = OPEN_S
     stall_timeout_s: float = STALL_S
 
     def to_map(self) -> dict[str, Any]:
@@ -108,7 +110,12 @@ def open_devices(
     Raises:
         MediaError: the camera cannot be opened: what there is, and what to do.
     """
-    asked = CameraOptions(options.camera_size_px, options.camera_fps, options.stall_timeout_s)
+    asked = CameraOptions(
+        options.camera_size_px,
+        options.camera_fps,
+        stall_s=options.stall_timeout_s,
+        open_s=options.open_timeout_s,
+    )
     camera = Camera(options.camera, asked, clock=clock)
     listener = None
     if options.microphone is not None:
@@ -250,6 +257,6 @@ class DeviceSource:
         self._index, self._last_ns = self._index + 1, pts_ns
         return frame
 
-    def _trouble(self, kind: str, detail: str) -> Trouble:
+    def _trouble(self, kind: TroubleKind, detail: str) -> Trouble:
         self._counts[kind] += 1
         return Trouble(kind, detail, self._counts[kind])

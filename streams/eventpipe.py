@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast, get_args
 
 import msgpack
 import numpy as np
@@ -31,6 +31,7 @@ from .sources import (
     SourceEvent,
     SourceKind,
     Trouble,
+    TroubleKind,
     UnsupportedError,
 )
 
@@ -306,6 +307,13 @@ def _broken(head: Mapping[str, Any]) -> Discontinuity:
     return Discontinuity(_whole(head["epoch"]), str(head["reason"]), has_audio)
 
 
+def _troubled(head: Mapping[str, Any]) -> Trouble:
+    kind = head["kind"]
+    if kind not in get_args(TroubleKind):
+        raise ValueError(f"trouble {str(kind)[:40]!r} is not known")
+    return Trouble(cast("TroubleKind", kind), str(head["detail"]), _whole(head["count"]))
+
+
 def _failed(head: Mapping[str, Any]) -> Failed:
     match head["kind"]:
         case "unsupported" | "access" as kind:
@@ -318,7 +326,7 @@ _WORDS: Final[Mapping[str, Callable[[Mapping[str, Any]], Message]]] = {
     "opened": _opened,
     "break": _broken,
     "silence": lambda head: AudioEnded(_whole(head["epoch"])),
-    "trouble": lambda head: Trouble(str(head["kind"]), str(head["detail"]), _whole(head["count"])),
+    "trouble": _troubled,
     "failed": _failed,
     "finished": lambda _: Finished(),
     "quiet": lambda _: Quiet(),

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .clips import NS_PER_S, AudioChunk, VideoFrame
 from .containers import Damage, decode, find_audio, open_container
 from .resampler import MonoResampler, Piece
-from .sources import AudioEnded, MediaError, SourceEvent, SourceKind, Trouble
+from .sources import AudioEnded, MediaError, SourceEvent, SourceKind, Trouble, TroubleKind
 
 FRAME_SUFFIXES = (".png", ".jpg", ".jpeg")
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
@@ -192,7 +192,7 @@ class FolderSource:
         for piece in pieces:
             yield AudioChunk(piece.samples, self._rate_hz, piece.start_ns, self.stream, 0)
 
-    def _trouble(self, kind: str, detail: str) -> Trouble:
+    def _trouble(self, kind: TroubleKind, detail: str) -> Trouble:
         self._troubles[kind] += 1
         return Trouble(kind, detail, self._troubles[kind])
 

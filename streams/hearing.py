@@ -12,7 +12,7 @@ from .clips import NS_PER_S, AudioChunk
 from .clockmap import STEP_NS, ClockMap
 from .listener import Lost, Opened, Told
 from .resampler import MonoResampler, Piece
-from .sources import AudioEnded, Discontinuity, Trouble
+from .sources import AudioEnded, Discontinuity, Trouble, TroubleKind
 
 SETTLE_S = 2.5
 """A sound server says wrongly for a second or two how old its sound is. So the first sound is
@@ -179,6 +179,6 @@ class Hearing:
     def _device_ns(self, block: Block) -> int:
         return round((block.position + self._dropped) * NS_PER_S / self._in_rate_hz)
 
-    def _trouble(self, kind: str, detail: str) -> Trouble:
+    def _trouble(self, kind: TroubleKind, detail: str) -> Trouble:
         self._counts[kind] += 1
         return Trouble(kind, detail, self._counts[kind])

@@ -29,7 +29,7 @@ STUCK_S, STUCK_UNHEARD_S = 30.0, 600.0
 beside it. Where nothing was ever heard, a process begun anew has hardly better prospects, and
 costs a second of pictures: so it is done seldom."""
 KEEP = 400
-"""Blocks that wait for their consumer, six seconds; then the oldest go."""
+"""What waits for its consumer, six seconds of blocks; then the oldest blocks go."""
 CLOSE_S = 2.0
 """How long closing waits for a sound server that does not answer."""
 
@@ -80,8 +80,8 @@ class Listener:
         self._open = open_microphone
         self._first_sound_s, self._silence_s, self._retry_s = first_sound_s, silence_s, retry_s
         self._slow_s, self._stuck_s = slow_s, stuck_s
-        self._told: deque[Told] = deque(maxlen=KEEP)
-        self._lock = threading.Lock()
+        self._told: deque[Told] = deque()
+        self._lock = threading.RLock()
         self._call: tuple[str, float] | None = None
         self._is_lost = self._was_heard = False
         self._stop = threading.Event()
@@ -91,13 +91,16 @@ class Listener:
     def take(self) -> list[Told]:
         """What has happened and was heard since the last call, in order.
 
+        Where it was not taken for long, the oldest sound is missing; openings and losses are only
+        where these alone are more than `KEEP`.
+
         Raises:
             MediaError: the sound system has hung for so long that only another process can help.
         """
         self._watch()
-        told: list[Told] = []
-        while self._told:
-            told.append(self._told.popleft())
+        with self._lock:
+            told = list(self._told)
+            self._told.clear()
         return told
 
     def close(self) -> None:
@@ -124,7 +127,15 @@ class Listener:
     def _lose(self, reason: str) -> None:
         if not self._is_lost:
             self._is_lost = True
-            self._told.append(Lost(reason))
+            self._tell(Lost(reason))
+
+    def _tell(self, told: Told) -> None:
+        """Keep it until it is taken. Blocks go first: without its opening none can be read."""
+        with self._lock:
+            self._told.append(told)
+            if len(self._told) > KEEP:
+                blocks = (i for i, one in enumerate(self._told) if isinstance(one, Block))
+                del self._told[next(blocks, 0)]
 
     # The listener's thread.
 
@@ -141,7 +152,7 @@ class Listener:
         try:
             with self._calling("opened"):
                 microphone = self._open()
-            self._told.append(Opened(microphone.name, microphone.rate_hz))
+            self._tell(Opened(microphone.name, microphone.rate_hz))
             self._is_lost = False
             has_sounded, reason = self._listen(microphone)
         except Exception as error:  # noqa: BLE001 - PortAudio's own among them
@@ -157,7 +168,8 @@ class Listener:
         has_sounded = False
         while not self._stop.wait(READ_S):
             blocks, silence_s = microphone.read(), microphone.silence_s
-            self._told.extend(blocks)
+            for block in blocks:
+                self._tell(block)
             has_sounded |= bool(blocks)
             self._was_heard |= has_sounded
             if silence_s > (self._silence_s if has_sounded else self._first_sound_s):

@@ -12,7 +12,7 @@ from av.audio.frame import AudioFrame
 from .clips import NS_PER_S, AudioChunk, VideoFrame
 from .pixels import Pixels
 from .resampler import MonoResampler, Piece
-from .sources import MediaError, Trouble
+from .sources import MediaError, Trouble, TroubleKind
 from .timeline import Item, Track
 
 Frame = av.VideoFrame | AudioFrame
@@ -130,7 +130,7 @@ class Presenter:
         """Let the rest of the sound go: its place is not known any more."""
         self._resampler.flush()
 
-    def trouble(self, kind: str, detail: str, times: int = 1) -> Trouble:
+    def trouble(self, kind: TroubleKind, detail: str, times: int = 1) -> Trouble:
         """A trouble with its count, which ``times`` is added to."""
         self._troubles[kind] += times
         return Trouble(kind, detail, self._troubles[kind])

@@ -16,7 +16,38 @@ from .clips import AudioChunk, VideoFrame
 
 SourceKind = Literal["file", "live"]
 
-OPENINGS = frozenset({"camera_open", "microphone_open"})
+TroubleKind = Literal[
+    "corrupt_packet",
+    "corrupt_frame",
+    "no_pts",
+    "repeated_pts",
+    "backward_pts",
+    "stray_pts",
+    "stale_audio",
+    "repeated_audio",
+    "not_finite",
+    "truncated",
+    "too_large",
+    "behind",
+    "backlog",
+    "reconnect",
+    "camera_open",
+    "camera_format",
+    "camera_stamps",
+    "camera_overrun",
+    "resolution_changed",
+    "black_picture",
+    "corrupt_picture",
+    "microphone_open",
+    "microphone_lost",
+    "microphone_back",
+    "microphone_overflow",
+    "microphone_hole",
+    "microphone_stamps",
+]
+"""What can trouble a stream: docs/protocol.md and docs/devices.md say what each means."""
+
+OPENINGS = frozenset[TroubleKind]({"camera_open", "microphone_open"})
 """Kinds of `Trouble` that are none: which device was opened, and what it gives, once an opening."""
 
 
@@ -66,12 +97,11 @@ class AudioEnded:
 class Trouble:
     """Something was lost or repaired, and the stream goes on.
 
-    ``kind`` is a short stable name (``corrupt_packet``, ``no_pts``, ``repeated_pts``,
-    ``truncated``, ``reconnect``); ``detail`` is for people; ``count`` is how often this kind has
+    ``kind`` is a stable name; ``detail`` is for people; ``count`` is how often this kind has
     happened in the stream so far.
     """
 
-    kind: str
+    kind: TroubleKind
     detail: str
     count: int
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from .clips import NS_PER_S
+from .sources import TroubleKind
 
 Track = Literal["video", "audio"]
 T = TypeVar("T")
@@ -79,7 +80,7 @@ class Break:
 class Odd:
     """Something about the timestamps was repaired: a short stable name, and words."""
 
-    kind: str
+    kind: TroubleKind
     detail: str
 
 

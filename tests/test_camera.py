@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from atlasd.streams import devices
 from atlasd.streams.camera import Camera, CameraOptions
 from atlasd.streams.cameras import CameraInfo, find_camera, list_cameras
 from atlasd.streams.clips import VideoFrame
@@ -243,6 +245,13 @@ def test_a_camera_that_gives_nothing_from_the_start_does_not_open(act, message):
     with pytest.raises(MediaError, match=message.replace("(", r"\(").replace(")", r"\)")):
         Camera("x", CameraOptions(open_s=0.3), open_capture=lambda _: script)
     assert script.released == 1
+
+
+def test_a_source_waits_for_its_camera_as_long_as_it_is_told(monkeypatch):
+    mute = functools.partial(Camera, open_capture=lambda _: Script(last=False))
+    monkeypatch.setattr(devices, "Camera", mute)
+    with pytest.raises(MediaError, match=r"gave no picture within 0\.3 s"):
+        devices.open_devices(DeviceOptions("x", open_timeout_s=0.3))
 
 
 def test_a_camera_that_is_in_use_says_what_to_do():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import stat
+import sys
 
 import pytest
 from atlasd.daemon.config import Config, ConfigError, dump_config, load_config
@@ -88,3 +91,44 @@ def test_who_may_read_the_file_stays(tmp_path):
     path.chmod(0o600)
     write_value(path, "sync", "lag_ms", 1.0)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.fixture
+def usual_umask():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def test_nobody_else_can_read_the_new_file_at_any_moment(tmp_path, usual_umask):
+    """Looked at before each line that runs; also where an attempt that was killed left its part."""
+    path, part = tmp_path / "config.yaml", tmp_path / ".config.yaml.part"
+    path.write_text("source:\n  uri: rtsp://me:hunter2@camera/1\n")
+    path.chmod(0o600)
+    part.touch(0o644)
+    modes = set()
+
+    def look(_frame, _event, _argument):
+        for file in (path, part):
+            with contextlib.suppress(FileNotFoundError):
+                held = file.stat()
+                if held.st_size:
+                    modes.add(stat.S_IMODE(held.st_mode))
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        write_value(path, "sync", "lag_ms", 1.0)
+    finally:
+        sys.settrace(before)
+    assert modes == {0o600}
+
+
+def test_who_may_read_it_may_read_it_after_and_a_new_file_is_as_any_other(tmp_path, usual_umask):
+    shared = tmp_path / "shared.yaml"
+    shared.write_text(COMMENTED)
+    shared.chmod(0o664)
+    for path, mode in ((shared, 0o664), (tmp_path / "new.yaml", 0o644)):
+        write_value(path, "sync", "lag_ms", 1.0)
+        assert stat.S_IMODE(path.stat().st_mode) == mode

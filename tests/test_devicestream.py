@@ -192,6 +192,38 @@ def test_a_camera_that_must_be_there_is_an_error(monkeypatch):
         )
 
 
+@pytest.mark.parametrize(("wanted_s", "camera_s"), [(0.5, 15), (10, 15), (60, 60)])
+def test_a_camera_has_the_time_to_open_that_is_set_and_never_less_than_15_s(
+    monkeypatch, wanted_s, camera_s
+):
+    """Its process has more, so that the camera itself says why there is no picture."""
+    told = {}
+
+    def start(options, **deadlines):
+        told.update(options=options, deadlines=deadlines)
+        raise MediaError("it is not opened here")
+
+    monkeypatch.setattr(devicestream, "ProcessSource", start)
+    with pytest.raises(MediaError, match="not opened here"):
+        opened(open_timeout_s=wanted_s, reconnect_limit=0)
+    assert told["options"]["open_timeout_s"] == camera_s
+    assert told["deadlines"]["open_timeout_s"] > camera_s + 2
+
+
+@pytest.mark.slow
+def test_a_camera_that_needs_long_for_its_first_picture_opens_where_it_may(server, children):
+    at_once = server.answer
+
+    def late(visit):
+        if visit.hold(17):
+            at_once(visit)
+
+    server.answer = late
+    with opened(open_timeout_s=40, reconnect_limit=0) as source:
+        until(iter(source), lambda event: hasattr(event, "image"))
+    assert len(children) == 1
+
+
 def flashing(begin_s, fps=25):
     """A camera before a light that flashes at each whole second after ``begin_s``."""
 

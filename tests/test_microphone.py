@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from atlasd.streams.capturering import RECORDS, CaptureRing
-from atlasd.streams.clips import Sample
+from atlasd.streams import listener as listener_module
+from atlasd.streams.capturering import RECORDS, Block, CaptureRing
+from atlasd.streams.clips import AudioChunk, Sample
 from atlasd.streams.devices import DeviceOptions, DeviceSource
-from atlasd.streams.listener import Listener, Lost, Opened
+from atlasd.streams.hearing import Hearing
+from atlasd.streams.listener import KEEP, Listener, Lost, Opened
 from atlasd.streams.microphone import (
     Microphone,
     MicrophoneInfo,
@@ -364,6 +366,68 @@ def test_a_microphone_that_is_not_there_is_told_once_and_tried_again():
     listener = Listener(open_microphone, retry_s=0.005)
     assert told_until(listener, 2)[:2] == ["Lost", "Opened"]
     listener.close()
+
+
+def silent_blocks(n, begin=0):
+    """Of 10 ms each at 48 kHz."""
+    positions = (480 * index for index in range(begin, begin + n))
+    times = ((at, round(at / 48000 * NS_PER_S)) for at in positions)
+    return [Block(np.zeros(480, np.float32), at, t_ns, t_ns, 0, 0) for at, t_ns in times]
+
+
+def test_an_opening_outlives_the_sound_that_nobody_took_for_long():
+    """Else what follows would be read as of another rate, for good."""
+    given = []
+
+    class Endless(FakeMicrophone):
+        rate_hz = 48000
+
+        def read(self):
+            given.extend(blocks := silent_blocks(50, len(given)))
+            return blocks
+
+    listener = Listener(Endless)
+    wait_for(lambda: len(given) > 3 * KEEP)
+    told = listener.take()
+    listener.close()
+    assert told[0] == Opened("fake", 48000)
+    assert len(told) == KEEP
+    positions = [block.position for block in told[1:]]
+    assert positions == list(range(positions[0], positions[0] + 480 * (KEEP - 1), 480))
+    assert positions[0] > 480 * KEEP
+    hearing = Hearing("cam", 32000, 0, settle_s=0)
+    heard = [event for one in [*told, Lost("it is over")] for event in hearing.push(one)]
+    samples = sum(chunk.samples.size for chunk in heard if isinstance(chunk, AudioChunk))
+    assert samples / 32000 == pytest.approx(0.01 * (KEEP - 1), abs=0.001)
+
+
+def test_openings_and_losses_that_nobody_takes_keep_their_order_and_are_bounded(monkeypatch):
+    made = []
+
+    class Short(FakeMicrophone):
+        def read(self):
+            self.silence_s = float("inf")
+            return silent_blocks(5)
+
+    def open_microphone():
+        made.append(Short())
+        return made[-1]
+
+    def turns_after(openings):
+        monkeypatch.setattr(listener_module, "KEEP", 40)
+        made.clear()
+        listener = Listener(open_microphone, retry_s=1e-4)
+        wait_for(lambda: len(made) > openings)
+        told = listener.take()
+        listener.close()
+        assert len(told) == 40
+        return told, [type(one) for one in told if not isinstance(one, Block)]
+
+    told, turns = turns_after(10)
+    assert turns[:20] == [Opened, Lost] * 10
+    assert 0 < len(told) - len(turns) <= 20
+    told, turns = turns_after(30)
+    assert turns in ([Opened, Lost] * 20, [Lost, Opened] * 20)
 
 
 def test_an_error_of_whatever_kind_is_told_and_it_is_tried_again():

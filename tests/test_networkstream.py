@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -518,14 +519,11 @@ H264 = "m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
 )
 def test_a_hostile_description_is_told_in_time_and_in_bounded_memory(sdp):
     with WebServer(sdp_server(sdp)) as server:
-        source = process(
-            server.url(scheme="rtsp"), open_timeout_s=2.0, stall_timeout_s=2.0, memory_mb=1500
-        )
-        began = time.monotonic()
-        with pytest.raises(MediaError):
-            source.opened()
-        assert time.monotonic() - began < 3.0
-        source.close()
+        address = server.url(scheme="rtsp")
+        error, most, took = opened_in(process(address, open_timeout_s=2.0, memory_mb=1500))
+    assert error
+    assert 20 < most < 400
+    assert took < 3.0
 
 
 def test_a_playlist_may_not_name_files_of_this_machine(tmp_path):
@@ -773,27 +771,27 @@ def test_a_hundred_reconnects_leak_nothing_and_are_all_told(record_property):
     assert slope_kb < 40
 
 
-LIVE_PARTS = {
-    "daemon": (
-        "pipeline networkstream devicestream service engine masks outlet results publisher latency "
-        "ladder client proxy"
-    ),
-    "streams": (
-        "network tracks presenter timeline clockmap resampler audio synchroniser mailbox pacing "
-        "eventpipe captureprocess capturechild reconnecting numbering live camera cameras devices "
-        "microphone capturering hearing listener driverclock pixels sources clips containers files "
-        "repeated videoformats addresses claps"
-    ),
+WALL_CLOCK = re.compile(
+    r"\btime\.(time|time_ns|localtime|gmtime|ctime|asctime|strftime|clock_gettime\w*)\b"
+    r"|\bfrom time import\b|\bdatetime\b|\bCLOCK_REALTIME\b"
+)
+DATED = {
+    "daemon/keeper.py",
+    "daemon/labeldesk.py",
+    "daemon/learning.py",
+    "daemon/spoolbook.py",
+    "daemon/spoolclips.py",
 }
-"""Where a picture, its sound and its mask pass, from the device to the bus and its reader."""
+"""Labels, pauses and checkpoints have their date, and none of these times a frame."""
 
 
 def test_no_part_of_a_live_stream_asks_the_wall_clock():
     """Whoever sets the clock of the machine moves no frame: only the monotonic one is read."""
     root = Path(__file__).resolve().parent.parent
-    for folder, names in LIVE_PARTS.items():
-        for name in names.split():
-            text = (root / folder / f"{name}.py").read_text()
-            for asked in ("time.time", "datetime", "time_ns()", "CLOCK_REALTIME"):
-                found = text.replace("monotonic_ns()", "")
-                assert asked not in found, f"{folder}/{name}.py asks {asked}"
+    asking = {
+        str(path.relative_to(root))
+        for folder in ("streams", "daemon")
+        for path in (root / folder).rglob("*.py")
+        if WALL_CLOCK.search(path.read_text())
+    }
+    assert asking == DATED

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import get_args
+
 import pytest
 from atlasd.daemon.troubles import LOG_AGAIN_NS, Troubles
-from atlasd.streams.sources import Trouble
+from atlasd.streams.sources import Trouble, TroubleKind
 
 SECOND_NS = 1_000_000_000
 
@@ -99,3 +103,28 @@ def test_a_status_holds_troubles_of_any_length(troubles):
     for kind in ("reconnect", "microphone_lost", "corrupt_packet"):
         troubles.note(Trouble(kind, "x" * 10_000, 1))
     assert len(troubles.present) < 2000
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def kinds_in(page, begin, end):
+    """Names in the first column of the tables between two lines of a page."""
+    text = (ROOT / "docs" / page).read_text().partition(begin)[2].partition(end)[0]
+    rows = re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
+
+
+def test_each_kind_of_trouble_is_documented_and_none_that_is_not():
+    """A type checker lets none pass that `TroubleKind` lacks."""
+    media = kinds_in("protocol.md", "Troubles of media:", "\n## ")
+    devices = kinds_in("devices.md", "## What goes wrong, and what is told", "\n## ")
+    openings = {"camera_open", "microphone_open"}  # devices.md has them in the row of their event
+    assert media | (devices - {"opened", "epoch"}) | openings == {*get_args(TroubleKind)}
+    assert media & devices == set()
+
+
+@pytest.mark.parametrize("kind", get_args(TroubleKind))
+def test_each_kind_of_trouble_is_told_somewhere(kind):
+    modules = [path for path in (ROOT / "streams").glob("*.py") if path.name != "sources.py"]
+    assert any(f'"{kind}"' in path.read_text() for path in modules)

@@ -13,11 +13,10 @@ from .findings import Case, Finding
 
 def cameras(case: Case) -> list[Finding]:
     """OpenCV; the cameras, whether they may be opened, their formats; the configured one."""
-    found = list_cameras()
-    findings = [*_opencv(), *(_camera(info) for info in found)]
-    if case.config.source.camera is not None:
-        findings += _configured_camera(str(case.config.source.camera), found)
-    elif not found:
+    found, wanted = list_cameras(), case.config.source.camera
+    meant, missing = (None, []) if wanted is None else _configured_camera(str(wanted), found)
+    findings = [*_opencv(), *(_camera(info, is_meant=info == meant) for info in found), *missing]
+    if wanted is None and not found:
         remedy = (
             "plug one in; in a container, pass it in (--device /dev/video0); files and network "
             "streams need none"
@@ -58,21 +57,26 @@ def _opencv() -> list[Finding]:
     return [Finding("cameras", "ok", f"OpenCV {cv2.__version__}")]
 
 
-def _camera(info: CameraInfo) -> Finding:
+def _camera(info: CameraInfo, *, is_meant: bool) -> Finding:
+    """A camera that is not used may be broken: that is told, and is no failure."""
     told = f"{info.index}: {info.name}, {info.path}"
     if info.problem:
         remedy = "do as it says, or plug the camera in again; in a container, pass it in (--device)"
-        return Finding("cameras", "fail", f"{told}: {info.problem}", remedy)
+        status = "fail" if is_meant else "warn"
+        return Finding("cameras", status, f"{told}: {info.problem}", remedy)
     offered = "; ".join(map(str, picture_formats(info.path))) or "lists no formats"
     return Finding("cameras", "ok", f"{told}: {offered}")
 
 
-def _configured_camera(wanted: str, found: Sequence[CameraInfo]) -> list[Finding]:
+def _configured_camera(
+    wanted: str, found: Sequence[CameraInfo]
+) -> tuple[CameraInfo | None, list[Finding]]:
+    """The camera that is meant; where none or several are, that is a failure."""
     try:
-        find_camera(wanted, found)
+        return find_camera(wanted, found), []
     except MediaError as error:
-        return [Finding("cameras", "fail", f"source.camera: {error}", "set source.camera anew")]
-    return []
+        told = f"source.camera: {error}"
+        return None, [Finding("cameras", "fail", told, "set source.camera anew")]
 
 
 def _configured_microphone(wanted: str, found: Sequence[MicrophoneInfo]) -> list[Finding]:
