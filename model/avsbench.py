@@ -9,6 +9,8 @@ authors' code. What is other here:
   `unfreeze_backbone`.
 - W_z ends in GroupNorm instead of BatchNorm (see `tpavi`). The rest has no BatchNorm either way.
 - The coarsest stage of the decoder has one residual unit: its other one is never used there.
+- It learns by the loss that all systems here have, at one rate for all, not by the authors' (cross-
+  entropy, for several sources half of a Kullback-Leibler term at each stage besides; Adam, 1e-4).
 - A class head reads the coarsest map after TPAVI, and a fresh mask is mostly empty, as in ATLAS.
 """
 

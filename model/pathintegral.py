@@ -64,14 +64,15 @@ class PathIntegral(Anchored):
         """Takes g and θ down, and puts `g + k·Ω·(θ − θ*)` in g's place."""
         moving = self.with_grad()
         self._names = list(moving)
-        # Two tensors per parameter until `after_step`: θ, and the new gradient beside g.
-        self._before = [p.detach().clone() for p in moving.values()]
         self._grads = grads_of(moving)
         if self.pulls:
             total = self.pull(moving)
             foreach.add(total, self._grads)
         else:
             total = [grad.clone() for grad in self._grads]
+        # Two tensors per parameter until `after_step`: θ, and the new gradient beside g. What else
+        # `pull` needed is gone by now.
+        self._before = [p.detach().clone() for p in moving.values()]
         for parameter, grad in zip(moving.values(), total, strict=True):
             parameter.grad = grad
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -14,9 +15,9 @@ Policy = Literal["wait", "live"]
 
 MAX_EVENTS = 256
 """Events that may wait in a live mailbox; further ones push the oldest out."""
-_NEARLY_DUE = 0.75
-"""Share of a period after which an item's successor is awaited: the mean age falls by more than the
-idle time costs (docs/log.md, 2026-11-29)."""
+_NEARLY_DUE, _IN_STEP = 0.75, 0.5
+"""Shares of a period: after the first an item's successor is awaited, as the mean age falls by more
+than the idle time costs (docs/log.md, 2026-11-29), unless it came off the beat by the second."""
 
 
 class MailboxClosedError(Exception):
@@ -28,6 +29,8 @@ class _Letter(Generic[T]):
     item: T
     captured_ns: int | None
     put_ns: int
+    gap_ns: int
+    """Since the picture before was put."""
 
 
 class Mailbox(Generic[T]):
@@ -37,7 +40,8 @@ class Mailbox(Generic[T]):
     `put` never blocks: the oldest item that may be dropped gives way, and `get` passes over items
     older than ``max_age_ms``, and over those that have waited ``max_wait_ms`` in here while a newer
     one came: what arrives together is all taken, what queues up is not. One whose successor is due
-    within a quarter of ``period_ms`` waits so long for it, to be passed over. Every drop is counted
+    within a quarter of ``period_ms`` waits so long for it, to be passed over, where items come one
+    by one at that pace and ``max_wait_ms`` is less than a period. Every drop is counted
     with its reason. Items put without a capture time (events) take no other's place: `MAX_EVENTS`
     of them fit beside, and age does not matter.
 
@@ -81,6 +85,7 @@ class Mailbox(Generic[T]):
         self.period_ms = period_ms
         self._clock = clock
         self._letters: deque[_Letter[T]] = deque()
+        self._last_ns: int | None = None
         self._changed = threading.Condition()
         self._closed = False
         self._error: BaseException | None = None
@@ -111,7 +116,7 @@ class Mailbox(Generic[T]):
                 raise MailboxClosedError("put into a closed mailbox; stop capturing")
             if self._policy == "live":
                 self._make_room(is_event=captured_ns is None)
-            self._letters.append(_Letter(item, captured_ns, self._clock()))
+            self._letters.append(self._letter(item, captured_ns))
             self._changed.notify_all()
 
     def get(self, timeout_s: float | None = None) -> T | None:
@@ -126,9 +131,11 @@ class Mailbox(Generic[T]):
         Raises:
             BaseException: what `fail` was given, once everything put before it was taken.
         """
+        began = time.monotonic()
         with self._changed:
             self._changed.wait_for(self._has_answer, timeout_s)
-            self._await_successor()
+            left_s = math.inf if timeout_s is None else began + timeout_s - time.monotonic()
+            self._await_successor(left_s)
             if self._letters:
                 letter = self._letters.popleft()
                 self._changed.notify_all()
@@ -163,21 +170,42 @@ class Mailbox(Generic[T]):
         self._drop_stale()
         return self._closed or bool(self._letters)
 
-    def _await_successor(self) -> None:
+    def _letter(self, item: T, captured_ns: int | None) -> _Letter[T]:
+        now_ns = self._clock()
+        gap_ns = 0 if self._last_ns is None else now_ns - self._last_ns
+        if captured_ns is not None:
+            self._last_ns = now_ns
+        return _Letter(item, captured_ns, now_ns, gap_ns)
+
+    def _await_successor(self, left_s: float) -> None:
         """Pass over the only picture for the next one, where that is all but there."""
-        period_ms, max_wait_ms = self.period_ms, self.max_wait_ms
-        if not self._letters or self._closed or period_ms is None or max_wait_ms is None:
+        if not self._letters or self._closed:
             return
         head = self._letters[0]
-        if self._policy != "live" or head.captured_ns is None or self._has_newer(head):
+        rest_s = min(self._worth_waiting_s(head), left_s)
+        if rest_s <= 0 or self._has_newer(head):
             return
-        waited_ms = (self._clock() - head.put_ns) / 1e6
-        if max(_NEARLY_DUE * period_ms, max_wait_ms) < waited_ms < period_ms:
-            rest_s = (1 - _NEARLY_DUE) * period_ms / 1e3
-            self._changed.wait_for(lambda: self._closed or self._has_newer(head), rest_s)
-            if self._letters[0] is head and self._has_newer(head):
-                self._letters.popleft()
-                self.drops["stale"] += 1
+        self._changed.wait_for(lambda: self._closed or self._has_newer(head), rest_s)
+        if self._letters[0] is head and self._has_newer(head):
+            self._letters.popleft()
+            self.drops["stale"] += 1
+
+    def _worth_waiting_s(self, head: _Letter[T]) -> float:
+        """How long a picture may wait for its successor; 0: it is taken as it is."""
+        period_ms, max_wait_ms = self.period_ms, self.max_wait_ms
+        if head.captured_ns is None or period_ms is None or max_wait_ms is None:
+            return 0.0
+        now_ns = self._clock()
+        waited_ms = (now_ns - head.put_ns) / 1e6
+        is_in_step = abs(head.gap_ns / 1e6 - period_ms) <= _IN_STEP * period_ms
+        if self._policy != "live" or not is_in_step:
+            return 0.0
+        if not max(_NEARLY_DUE * period_ms, max_wait_ms) < waited_ms < period_ms:
+            return 0.0
+        rest_ns = (1 - _NEARLY_DUE) * period_ms * 1e6
+        if self._max_age_ns is not None:
+            rest_ns = min(rest_ns, self._max_age_ns - (now_ns - head.captured_ns))
+        return rest_ns / 1e9
 
     def _has_newer(self, letter: _Letter[T]) -> bool:
         return any(x is not letter and x.captured_ns is not None for x in self._letters)

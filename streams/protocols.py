@@ -365,10 +365,11 @@ def _score_groups(protocol: Protocol, tests: Sequence[Sequence[str]]) -> Iterato
     yield ScoreGroup("whole", tuple(range(tasks)), tuple(clips))
 
 
-def _faults(
-    protocol: Protocol, clips: Sequence[ClipInfo], features: NDArray[np.floating] | None
-) -> Iterator[str]:
-    """All reasons why these clips cannot be dealt."""
+def clip_faults(protocol: Protocol, clips: Sequence[ClipInfo]) -> Iterator[str]:
+    """All reasons why these clips cannot be dealt that show without their features.
+
+    What only the features tell is whether each domain of ``dil`` has a test clip.
+    """
     counts = Counter(clip.id for clip in clips)
     if twice := [clip for clip, count in counts.items() if count > 1]:
         yield f"ids of several clips: {_some(twice)}; each clip must have its own"
@@ -382,6 +383,12 @@ def _faults(
         yield from _category_faults(protocol, clips)
     else:
         yield from _chunk_faults(protocol, Counter(clip.split for clip in clips))
+
+
+def _faults(
+    protocol: Protocol, clips: Sequence[ClipInfo], features: NDArray[np.floating] | None
+) -> Iterator[str]:
+    yield from clip_faults(protocol, clips)
     if features is not None:
         yield from _feature_faults(clips, features)
     elif protocol.needs_features:

@@ -210,10 +210,9 @@ def test_paper_grid_is_the_papers_setting():
     assert {s.variants for s in specs} == {1}
     assert {s.features_of for s in specs} == {"atlas"}
     gammas = {(s.name, s.protocol): s.options.get("gamma") for s in specs}
-    assert {place for place, gamma in gammas.items() if gamma is not None} == {
-        ("atlas", "task-free")
-    }
-    assert gammas["atlas", "task-free"] == 0.9
+    assert {place: gamma for place, gamma in gammas.items() if gamma is not None} == {
+        (name, "task-free"): 0.9 for name in ("atlas", "ewc", "atlas-no-conditioning")
+    }, "whatever can fade does"
 
 
 @pytest.mark.parametrize(
@@ -252,6 +251,18 @@ def test_where_it_is_computed_is_no_part_of_what_a_run_is():
         ({"vary": {"colour": 1}}, "'colour' cannot be varied"),
         ({"features_of": "vgg"}, "features_of 'vgg' is unknown"),
         ({"split": "9-9"}, "split 9-9 needs at least 9 classes; there are 8"),
+        (
+            {"split": "9-9", "order": "similarity"},
+            "split 9-9 needs at least 9 classes; there are 8",
+        ),
+        (
+            {"protocol": "dil", "split": "", "protocol_tasks": 50},
+            "8 train clips cannot be 50 domains",
+        ),
+        (
+            {"network": "tiny-avsbench", "vary": {}},
+            "sees 2 frames together, .* vary.clip_frames to 1 or 5",
+        ),
         ({"protocol": "task-free"}, "no AVSBench-like ms3"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from atlasd.streams.mailbox import MAX_EVENTS, Mailbox, MailboxClosedError
@@ -174,18 +175,27 @@ def test_what_queues_up_gives_way_to_what_is_newer_but_what_arrives_together_sta
     assert mailbox.drops == {"queue_full": 0, "stale": 2}
 
 
+def one_waits(
+    waited_s: float, policy="live", gap_s=40, **how
+) -> tuple[Mailbox[str], list[str | None], threading.Thread]:
+    """A mailbox of periods of 40 s, since when a picture waits in it, and who comes for it."""
+    now, got = [0.0], []
+    told = {"capacity": 8, "max_wait_ms": 20_000, "period_ms": 40_000} | how
+    mailbox = Mailbox(policy=policy, clock=lambda: round(now[0] * 1000 * MS), **told)
+    mailbox.put("before", captured_ns=0)
+    assert mailbox.get() == "before"
+    now[0] += gap_s
+    mailbox.put("old", captured_ns=round(now[0] * 1000 * MS))
+    now[0] += waited_s
+    return mailbox, got, in_thread(lambda: got.append(mailbox.get()))
+
+
 @pytest.mark.parametrize(
-    ("waited_ms", "capacity", "reason"), [(31_000, 8, "stale"), (39_000, 1, "queue_full")]
+    ("waited_s", "capacity", "reason"), [(31, 8, "stale"), (39, 1, "queue_full")]
 )
-def test_one_whose_successor_is_all_but_there_is_passed_over_for_it(waited_ms, capacity, reason):
+def test_one_whose_successor_is_all_but_there_is_passed_over_for_it(waited_s, capacity, reason):
     """The consumer that comes then waits for the newer one: up to ten real seconds here."""
-    now, got = [0], []
-    mailbox = Mailbox(
-        capacity, "live", max_wait_ms=20_000, period_ms=40_000, clock=lambda: now[0] * MS
-    )
-    mailbox.put("old", captured_ns=0)
-    now[0] = waited_ms
-    thread = in_thread(lambda: got.append(mailbox.get()))
+    mailbox, got, thread = one_waits(waited_s, capacity=capacity)
     thread.join(0.05)
     assert not got
     mailbox.put("event")
@@ -197,30 +207,49 @@ def test_one_whose_successor_is_all_but_there_is_passed_over_for_it(waited_ms, c
 
 
 @pytest.mark.parametrize(
-    ("waited_ms", "max_wait_ms", "policy"),
+    ("waited_s", "how"),
     [
-        (29, 20, "live"),  # its successor is far off
-        (35, 20, "live"),  # due, and does not come
-        (41, 20, "live"),  # overdue: who knows when it comes
-        (35, 36, "live"),  # may wait for longer
-        (35, 20, "wait"),
+        (29, {}),  # its successor is far off
+        (41, {}),  # overdue: who knows when it comes
+        (35, {"max_wait_ms": 36_000}),  # may wait for longer
+        (35, {"policy": "wait"}),
+        (35, {"gap_s": 0}),  # sound let two go together: the next pair is far off
+        (35, {"gap_s": 64}),
+        (35, {"period_ms": None}),
     ],
 )
-def test_one_whose_successor_does_not_come_is_taken(waited_ms, max_wait_ms, policy):
-    now = [0]
-    mailbox = Mailbox(8, policy, max_wait_ms=max_wait_ms, period_ms=40, clock=lambda: now[0] * MS)
-    mailbox.put("old", captured_ns=0)
-    now[0] = waited_ms
-    assert mailbox.get() == "old"
+def test_one_whose_successor_is_not_due_is_taken_at_once(waited_s, how):
+    mailbox, got, thread = one_waits(waited_s, **how)
+    thread.join(5)
+    assert got == ["old"]
     assert mailbox.drops == {"queue_full": 0, "stale": 0}
 
 
+def test_one_whose_successor_does_not_come_is_taken_in_time():
+    """Neither the consumer's patience is passed nor the age that is allowed."""
+    now = [0]
+    for patience_s, max_age_ms, real_s in (
+        (None, None, 0.1),
+        (0.02, None, 0.02),
+        (None, 320, 0.02),
+    ):
+        mailbox = Mailbox(
+            8, "live", max_age_ms, max_wait_ms=200, period_ms=400, clock=lambda: now[0] * MS
+        )
+        now[0] = 0
+        mailbox.put("before", captured_ns=0)
+        assert mailbox.get() == "before"
+        now[0] = 400
+        mailbox.put("old", captured_ns=400 * MS)
+        now[0] = 701
+        began = time.monotonic()
+        assert mailbox.get(patience_s) == "old"
+        assert real_s * 0.9 <= time.monotonic() - began < real_s + 1
+        assert mailbox.drops == {"queue_full": 0, "stale": 0}
+
+
 def test_who_waits_for_a_successor_is_woken_by_the_end():
-    now, got = [0], []
-    mailbox = Mailbox(8, "live", max_wait_ms=20_000, period_ms=400_000, clock=lambda: now[0] * MS)
-    mailbox.put("last", captured_ns=0)
-    now[0] = 390_000
-    thread = in_thread(lambda: got.append(mailbox.get()))
+    mailbox, got, thread = one_waits(39)
     mailbox.close()
     thread.join(5)
-    assert got == ["last"]
+    assert got == ["old"]

@@ -8,9 +8,9 @@ from atlasd.model.methods import load
 from atlasd.model.presets import build
 
 
-def prepared(**options):
+def prepared(preset="tiny", **options):
     method = load("panda", options)
-    network = build("tiny", trained=False, categories=("dog", "cow"))
+    network = build(preset, trained=False, categories=("dog", "cow"))
     method.prepare(network)
     method.begin(None)
     return method
@@ -41,6 +41,22 @@ def test_a_tail_object_sounds_in_a_head_picture():
         assert torch.equal(made["waves"][taker], before["waves"][3])
     assert made["labels"].tolist() == [1, 1, 1, 1]
     assert torch.equal(made["images"][3], before["images"][3]), "the tail clip stays"
+
+
+def test_all_frames_of_a_clip_that_is_seen_together_are_pasted():
+    """Frames in pairs; the first alone is labelled, as in the single sources."""
+    method = prepared("tiny-avsbench", share=1.0)
+    assert method.network.clip_frames == 2
+    before = batch_of([0, 0, 0, 0, 0, 0, 1, 1], [True, False] * 4)
+    made = method.transform(before, np.random.default_rng(0))
+    assert made["labels"].tolist() == [1] * 8
+    for taker in (0, 2, 4):
+        for frame in (0, 1):
+            donor = before["masks"][6 + frame]
+            assert torch.equal(made["masks"][taker + frame], donor)
+            assert torch.equal(made["waves"][taker + frame], before["waves"][6 + frame])
+            pasted = made["images"][taker + frame][donor.bool()]
+            assert (pasted == before["images"][6 + frame][donor.bool()]).all()
 
 
 def test_counts_run_on_and_are_blended():

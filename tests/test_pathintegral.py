@@ -1,10 +1,14 @@
 """The path integral of SI and LRA: against a closed form, and against a float64 loop."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from atlasd.model.methods import load
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class Bowl(nn.Module):
@@ -105,6 +109,46 @@ def test_lra_is_capped_and_fades():
     descend(bowl, method, torch.optim.SGD(bowl.parameters(), lr=1e-5), 2)
     method.consolidate([])
     torch.testing.assert_close(method.state["importance.decoder.theta"], 0.5 * first)
+
+
+class Borrowed(TorchDispatchMode):
+    """Counts results of a size until they are gone: how many there are at most at one time."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **kwargs or {})
+        given = {t.data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for each in tree_leaves(made):
+            is_new = isinstance(each, torch.Tensor) and each.data_ptr() not in given
+            if is_new and each.numel() == self.size:
+                self.now += 1
+                weakref.finalize(each, self._gone)
+        self.most = max(self.most, self.now)
+        return made
+
+    def _gone(self):
+        self.now -= 1
+
+
+@pytest.mark.parametrize("anchors", [1, 3])
+def test_at_no_moment_of_a_step_are_more_than_two_tensors_borrowed(anchors):
+    """Of what is made while gradients are changed and not gone yet, the new gradient included."""
+    bowl = Bowl(START, STIFFNESS, MINIMUM)
+    method = prepared("atlas", bowl, anchors=anchors)
+    optimizer = torch.optim.SGD(bowl.parameters(), lr=1e-3)
+    for _ in range(anchors):
+        descend(bowl, method, optimizer, 3)
+        method.consolidate([])
+    bowl.loss().backward()
+    with Borrowed(bowl.theta.numel()) as borrowed:
+        method.edit_grads()
+        optimizer.step()
+        method.after_step()
+    assert borrowed.most == 2
 
 
 def test_a_step_keeps_three_tensors_and_borrows_two():

@@ -603,21 +603,23 @@ def test_ten_kills_at_random_moments_change_no_byte(data, tmp_path):
     subprocess.run(command(tmp_path / "whole"), check=True, env=environ, capture_output=True)
     length = time.monotonic() - began
     rng = np.random.default_rng(0)
-    finished = 0
-    for _ in range(10):
+    kills, runs = 0, 1
+    while kills < 10:
+        out = tmp_path / f"killed-{runs}"
         process = subprocess.Popen(
-            command(tmp_path / "killed"),
-            env=environ,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            command(out), env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            process.wait(timeout=float(rng.uniform(0.4, 0.8)) * length)
-            finished += 1
+            assert process.wait(timeout=float(rng.uniform(0.4, 0.9)) * length) == 0
+            runs += 1  # the next kills hit a new one
+            assert runs <= 10
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    subprocess.run(command(tmp_path / "killed"), check=True, env=environ, capture_output=True)
-    paths = [next((tmp_path / name).rglob("metrics.json")) for name in ("whole", "killed")]
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert finished < 10, "some kills hit"
+            kills += any(out.rglob("config.json"))  # before that it had not begun
+    subprocess.run(command(out), check=True, env=environ, capture_output=True)
+    whole, *killed = (
+        path.read_bytes() for path in sorted(tmp_path.rglob("metrics.json"), reverse=True)
+    )
+    assert killed
+    assert all(metrics == whole for metrics in killed)

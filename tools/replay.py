@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 
-from ..model.method import Method, MethodError
+from ..model.method import Method
 from ..model.methods import load as load_method
 from ..model.network import Network
-from ..model.presets import PRESETS
-from ..streams.avslayout import FRAMES_PER_CLIP
 from ..streams.manifest import Manifest
 from .clipstore import ClipStore
 from .diskcache import DiskCache
@@ -26,7 +24,7 @@ from .machine import forget_peak_memory
 from .runfolder import RunError, RunFolder, write_bytes, write_json, writing
 from .runmetrics import metrics_of
 from .runnetwork import make_features_network, make_network
-from .runplan import clips_of, planned, protocol_of
+from .runplan import clips_of, method_faults, planned, protocol_of
 from .runspec import RunSpec
 from .taskloop import Progress, TaskLoop
 
@@ -68,7 +66,8 @@ def replay(
     torch.set_num_threads(spec.threads)
     forget_peak_memory(spec.device)
     method = load_method(spec.method, spec.options, methods)
-    _check(spec, method)
+    if wrong := list(method_faults(spec, method)):
+        raise RunError("; ".join(wrong))
     network = make_network(spec, method.trainable)
     kept = cache or DiskCache(folder, 0)
     store = ClipStore(spec.data, spec.subset, network, kept, seed=spec.seed)
@@ -79,24 +78,6 @@ def replay(
     write_json(files.metrics, result)
     files.state.unlink(missing_ok=True)
     return result
-
-
-def _check(spec: RunSpec, method: Method) -> None:
-    """Refuse what a method cannot do, before anything is computed."""
-    told = spec.consolidate == "oracle"
-    if method.needs_boundaries and not told:
-        raise MethodError(
-            f"{spec.method} works only where boundaries are told: consolidate is "
-            f"{spec.consolidate}, oracle is needed"
-        )
-    if method.needs_classes and spec.subset == "ms3":
-        raise MethodError(f"{spec.method} needs class labels; {spec.protocol} has none")
-    frames = PRESETS[spec.network].vary(spec.vary).clip_frames
-    if frames not in (1, FRAMES_PER_CLIP):
-        raise RunError(
-            f"{spec.network} sees {frames} frames together, which would divide or mix clips of "
-            f"{FRAMES_PER_CLIP}: set vary.clip_frames to 1 or {FRAMES_PER_CLIP}"
-        )
 
 
 def _manifest(

@@ -17,14 +17,13 @@ from ..model.methods import load as load_method
 from ..model.presets import PRESETS
 from ..streams.avscheck import check
 from ..streams.avslayout import DatasetError, Subset, SubsetFolder, find_subset
-from ..streams.manifest import ProtocolError
 from .clipstore import read_entries
 from .countbar import count_bar
 from .filestamps import look_of
 from .runfolder import RunError, RunFolder
 from .runnetwork import state_bytes
 from .runoptions import Options
-from .runplan import clips_of, planned, protocol_of
+from .runplan import clips_of, method_faults, plan_faults
 from .runspec import RunSpec
 
 _GB = 1 << 30
@@ -48,7 +47,8 @@ def faults(specs: Sequence[RunSpec], options: Options, console: Console) -> Iter
     works: list[tuple[RunSpec, Method]] = []
     for spec in specs:
         try:
-            works.append((spec, _method_of(spec, options)))
+            works.append((spec, method := _method_of(spec, options)))
+            yield from (f"{spec.name}: {line}" for line in method_faults(spec, method))
         except (MethodError, ValueError) as error:
             yield f"{spec.name}: {error}"
     yield from _device_faults(left, options)
@@ -167,8 +167,5 @@ def _plan_faults(specs: Sequence[RunSpec]) -> Iterator[str]:
         yield str(error)
         return
     for spec in specs:
-        try:
-            if not protocol_of(spec).needs_features:
-                planned(spec, clips_of(spec, entries), None)
-        except ProtocolError as error:
-            yield from (f"{spec.name} {spec.protocol}: {line}" for line in error.lines)
+        for line in plan_faults(spec, clips_of(spec, entries)):
+            yield f"{spec.name} {spec.protocol}: {line}"

@@ -207,7 +207,7 @@ def _empty(rows: Sequence[FrameRow]) -> dict[str, float]:
 
 
 def _prequential(rows: Sequence[PrequentialRow]) -> dict[str, Any]:
-    """Means over the stream, and the running mean at each step."""
+    """Means over the stream; its frames, in order, are in ``prequential.csv``."""
     return {
         "frames": len(rows),
         "J": _mean(row.J for row in rows),

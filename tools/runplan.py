@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..model.method import Method
+from ..model.presets import PRESETS
 from ..streams.avsbench import Entry, Split
+from ..streams.avslayout import FRAMES_PER_CLIP
 from ..streams.manifest import Manifest, Protocol, ProtocolError
-from ..streams.protocols import ClipInfo, clip_info, make_manifests
+from ..streams.protocols import ClipInfo, clip_faults, clip_info, make_manifests
 from .runspec import RunSpec
 
 
@@ -68,6 +71,35 @@ def at_even_distances(clips: Sequence[ClipInfo], split: Split, most: int) -> lis
                 continue
         chosen.append(clip)
     return chosen
+
+
+def plan_faults(spec: RunSpec, clips: Sequence[ClipInfo]) -> Iterator[str]:
+    """What keeps clips from being dealt to a run's tasks, as far as it shows without features."""
+    try:
+        protocol = protocol_of(spec)
+        if protocol.needs_features:
+            yield from clip_faults(protocol, clips)
+        else:
+            planned(spec, clips, None)
+    except ProtocolError as error:
+        yield from error.lines
+
+
+def method_faults(spec: RunSpec, method: Method) -> Iterator[str]:
+    """What a run asks for that its method or its network cannot do."""
+    if method.needs_boundaries and spec.consolidate != "oracle":
+        yield (
+            f"{spec.method} works only where boundaries are told: consolidate is "
+            f"{spec.consolidate}, oracle is needed"
+        )
+    if method.needs_classes and spec.subset == "ms3":
+        yield f"{spec.method} needs class labels; {spec.protocol} has none"
+    frames = PRESETS[spec.network].vary(spec.vary).clip_frames
+    if frames not in (1, FRAMES_PER_CLIP):
+        yield (
+            f"{spec.network} sees {frames} frames together, which would divide or mix clips of "
+            f"{FRAMES_PER_CLIP}: set vary.clip_frames to 1 or {FRAMES_PER_CLIP}"
+        )
 
 
 def planned(

@@ -15,7 +15,11 @@ Where prompts join depends on the network (``place``):
   cross-attention, beside the tokens of the sound. The query is `visual.summary`.
 
 Pictures choose one by one; the public code's vote over the batch lets the company in a test batch
-decide.
+decide. (One choice for a video, by the mean of its frames' queries, would flicker less; ATLAS's
+network sees one picture at a time, of a stream that has no videos.)
+
+The authors' cross-entropy sees the logits of the current task's classes alone; here all methods
+have one loss, over all classes so far.
 """
 
 from __future__ import annotations

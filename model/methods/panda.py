@@ -8,6 +8,8 @@ Here the masks are known, so what sounds is pasted pixel by pixel, and its sound
 the other's (ours): the pasted object alone sounds, the mask and the label are its own. Counts of a
 class are `β·(seen in all segments) + (1 − β)·(seen in this one)`; classes above the mean are head,
 below it tail. Without labels every clip counts alike: any object is pasted into any other picture.
+(Clusters of frozen features could stand for classes there. They would need a pass over the stream
+before it is learned.) Where the network sees a clip's frames together all of them are pasted.
 
 The paper adds it to other methods: ``panda+dgr``, or before any other. By itself it is PANDA over
 Finetune. ATLAS's authors do not say over what they ran it.
@@ -59,16 +61,20 @@ class PANDA(Method):
             return batch
         labels = labels_of(batch).cpu().numpy()
         self._count(labels)
-        sounding = (batch["masks"].flatten(1).any(dim=1) & batch["valid"]).cpu().numpy()
-        head, tail = self._sides(labels)
-        donors = np.flatnonzero(tail & sounding)
-        takers = np.flatnonzero(head & batch["valid"].cpu().numpy())
+        T = self.network.clip_frames
+        valid = batch["valid"].cpu().numpy()
+        sounding = batch["masks"].flatten(1).any(dim=1).cpu().numpy() & valid
+        head, tail = self._sides(labels[::T])
+        donors = np.flatnonzero(tail & _any_frame(sounding, T))
+        takers = np.flatnonzero(head & _any_frame(valid, T))
         batch = {name: value.clone() for name, value in batch.items()}
         source = {name: value.clone() for name, value in batch.items()}
         for taker in takers[rng.random(len(takers)) < self.share]:
             others = donors[donors != taker]
             if len(others):
-                _paste(batch, source, int(taker), int(rng.choice(others)))
+                donor = int(rng.choice(others))
+                for frame in range(T):
+                    _paste(batch, source, int(taker) * T + frame, donor * T + frame)
         return batch
 
     def _count(self, labels: NDArray[np.int64]) -> None:
@@ -83,7 +89,7 @@ class PANDA(Method):
             self.state[name] = parts[0] + parts[1]
 
     def _sides(self, labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which frames are of head classes, and which of tail classes."""
+        """Which clips are of head classes, and which of tail classes, by their labels."""
         everyone = np.ones(len(labels), np.bool_)
         if "all" not in self.state or (labels == NO_LABEL).all():
             return everyone, everyone
@@ -92,6 +98,11 @@ class PANDA(Method):
         mean = counts[counts > 0].mean()
         own = np.where(labels == NO_LABEL, mean, counts[np.maximum(labels, 0)])
         return own > mean, own < mean
+
+
+def _any_frame(frames: NDArray[np.bool_], T: int) -> NDArray[np.bool_]:
+    """Of each clip, whether one of its T frames is so."""
+    return frames.reshape(-1, T).any(axis=1)
 
 
 def _paste(batch: Batch, source: Batch, taker: int, donor: int) -> None:
