@@ -7,6 +7,7 @@ network (LoRA merged, BatchNorm folded): fp32 on a CPU, autocast on CUDA with pi
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -255,8 +256,16 @@ class TorchEngine:
 
     @property
     def layout(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of each tensor of the serving form, by name."""
-        state = self.network.state_dict()
+        """Shape and type of each tensor of the serving form, by name; a class head is among them.
+
+        Where the network has none, as `swap` makes it for one class.
+        """
+        network = self.network
+        if network.head is None:
+            shared = {id(tensor): tensor for tensor in network.state_dict(keep_vars=True).values()}
+            network = copy.deepcopy(network, dict(shared))
+            network.grow(("any",))
+        state = network.state_dict()
         return {n: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in state.items()}
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from .labels import (
     pack_stored,
     unpack_request,
 )
-from .orders import Carried, Order
+from .orders import Order
 from .replayring import ReplayRing
 from .spoolclips import SpoolClips
 from .spooled import Outcome
@@ -140,17 +140,14 @@ class LabelDesk:
         )
 
     def _pass_on(self, order: Order) -> Answer | Future[Answer]:
-        """Give an order to the learner; a pause is noted here, for those that are not alive yet."""
+        """Give an order to the learner, or say that there is none."""
         if self.learner is None:
             return self.refuse(
                 order.request,
                 "no_learner",
                 "this daemon learns nothing: start it with learner.enabled (atlasd run --learn)",
             )
-        if order.order not in {"pause", "resume"}:
-            return self.learner(order)
-        self.spool.pause(order.order == "pause")
-        return _noted(self.learner(order)) if order.order == "pause" else self.learner(order)
+        return self.learner(order)
 
     def _do(self, request: Label | Delete) -> Outcome | Literal["deleted"]:
         if isinstance(request, Delete):
@@ -216,19 +213,3 @@ class LabelDesk:
                 f"the picture was shown by run {instance!r} of the daemon; this is "
                 f"{self.rules.instance!r}, which does not keep it: put the whole clip",
             )
-
-
-def _noted(passed: Future[Answer]) -> Future[Answer]:
-    """The answer to a pause, which holds though no learner is there to hear of it."""
-    noted: Future[Answer] = Future()
-
-    def settle(done: Future[Answer]) -> None:
-        answer = done.result()
-        if isinstance(answer, Refused) and answer.request is not None:
-            detail = "nothing is learned until resume, by whatever learner is started; labels are"
-            detail += f" taken ({answer.detail[:_DETAIL_CHARACTERS]})"
-            answer = Carried(request=answer.request, order="pause", detail=detail)
-        noted.set_result(answer)
-
-    passed.add_done_callback(settle)
-    return noted

@@ -39,7 +39,7 @@ from .learnstore import LearnStore
 from .notices import Happening, LearningRules
 from .onlinelearner import LearnSettings
 from .orders import Carried, Order
-from .parts import base_importance, build_network, token_path
+from .parts import base_importance, build_network, note_pause, token_path
 from .places import learned_folder, make_private, spool_folder
 from .spool import Spool
 from .spoolfile import SpoolError, passes
@@ -109,14 +109,14 @@ def _persist(config: Config, line: LearnerEnd) -> None:
         except (SpoolError, OSError) as error:
             if not passes(error):
                 raise
-            _wait_out(line, stopping, f"learning cannot begin: {error}", wait_s)
+            _wait_out(config, line, stopping, f"learning cannot begin: {error}", wait_s)
         else:
             return
         if stopping.is_raised:
             return
 
 
-def _wait_out(line: LearnerEnd, stopping: _Flag, why: str, wait_s: float) -> None:
+def _wait_out(config: Config, line: LearnerEnd, stopping: _Flag, why: str, wait_s: float) -> None:
     """Wait, until told to leave or to go on."""
     detail = f"{why}; masks go on, tried again in {wait_s:g} s"
     _log.warning("%s", detail)
@@ -128,12 +128,23 @@ def _wait_out(line: LearnerEnd, stopping: _Flag, why: str, wait_s: float) -> Non
         for said in line.orders(_WAIT_MS):
             if said == "stop":
                 stopping.is_raised = True
-            elif said.order == "resume":
-                detail = "it is tried again"
-                line.answer(Carried(request=said.request, order=said.order, detail=detail))
-                return
+            elif said.order in {"pause", "resume"}:
+                answer = _noted(config, said)
+                line.answer(answer)
+                if isinstance(answer, Carried) and said.order == "resume":
+                    return
             else:
                 line.answer(Refused(request=said.request, code="cannot", detail=info.detail))
+
+
+def _noted(config: Config, order: Order) -> Answer:
+    """Note a pause or its end before learning begins."""
+    try:
+        note_pause(config, order.order == "pause")
+    except SpoolError as error:
+        return Refused(request=order.request, code="cannot", detail=str(error)[:4000])
+    detail = "it is tried again" if order.order == "resume" else "nothing is learned until resume"
+    return Carried(request=order.request, order=order.order, detail=detail)
 
 
 def _serve(config: Config, line: LearnerEnd, stopping: _Flag) -> None:

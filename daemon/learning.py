@@ -216,7 +216,7 @@ class Learning:
             The version.
 
         Raises:
-            LearningError: it is not kept.
+            LearningError: it is not kept, or cannot be gone back to; all is as it was.
         """
         probation, keeper, teller = self._probation, self._keeper, self._teller
         if not version and teller.served != probation.accepted.version:
@@ -232,12 +232,13 @@ class Learning:
                 "choose another"
             )
         learned, state = found
+        rebuilt = probation.rebuilt(state)
         try:
             keeper.rewind(learned)
         except (SpoolError, OSError) as error:
             raise LearningError(f"cannot go back to {wanted}: {error}") from error
         before = teller.served
-        probation.restore(learned, state)
+        probation.restore(learned, rebuilt)
         try:
             keeper.go_back(learned)
         except (SpoolError, OSError) as error:

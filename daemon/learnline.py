@@ -33,6 +33,7 @@ MAX_WEIGHTS_BYTES: Final = 1 << 31
 """Longest message on the line."""
 
 _LINGER_MS = 2000
+_HEAD = "head."
 
 Shape = tuple[int, ...]
 
@@ -208,8 +209,8 @@ def looked_at(offer: Offer, blob: bytes, layout: Mapping[str, tuple[Shape, str]]
     Args:
         offer: what they are said to be.
         blob: safetensors.
-        layout: shape and type of each tensor of the serving form that weights may replace; the
-            class head may have more rows.
+        layout: shape and type of each tensor of the serving form that weights may replace. Those
+            of the class head must come with any classes, a row for each, whatever rows are here.
 
     Raises:
         WeightsRefusedError: they are damaged, not finite, or of another network.
@@ -220,26 +221,38 @@ def looked_at(offer: Offer, blob: bytes, layout: Mapping[str, tuple[Shape, str]]
         arrays = parse(blob)
     except SafetensorError as error:
         raise WeightsRefusedError(f"version {offer.version} is no safetensors: {error}") from error
+    n_classes = len(offer.categories)
+    if len(set(offer.categories)) < n_classes:
+        raise WeightsRefusedError(f"version {offer.version} names a class more than once")
+    shapes = _shapes(layout, n_classes)
+    missing = [name for name in shapes if name.startswith(_HEAD) and name not in arrays]
+    if missing:
+        raise WeightsRefusedError(
+            f"version {offer.version} has {n_classes} classes and no {', '.join(missing)}"
+        )
     for name, array in arrays.items():
-        wanted = layout.get(name)
-        if wanted is None and not name.startswith("head."):
-            raise WeightsRefusedError(f"version {offer.version} has {name}, which is not served")
-        grows = name.startswith("head.")
-        shape = array.shape if wanted is None else wanted[0]
-        fits = array.shape[1:] == shape[1:] and (grows or array.shape == shape)
-        if not fits or str(array.dtype) != "float32":
+        shape = shapes.get(name)
+        if shape is None:
+            raise WeightsRefusedError(
+                f"version {offer.version} has {name}, which is not served with {n_classes} classes"
+            )
+        if array.shape != shape or str(array.dtype) != "float32":
             raise WeightsRefusedError(
                 f"version {offer.version}: {name} is {array.dtype} {array.shape}; float32 {shape} "
-                "is served"
-            )
-        if grows and len(array) != len(offer.categories):
-            raise WeightsRefusedError(
-                f"version {offer.version}: {name} has {len(array)} rows for "
-                f"{len(offer.categories)} classes"
+                f"is served with {n_classes} classes"
             )
         if not np.isfinite(array).all():
             raise WeightsRefusedError(f"version {offer.version}: {name} is not finite")
     return OfferedWeights(offer, {name: np.array(array) for name, array in arrays.items()})
+
+
+def _shapes(layout: Mapping[str, tuple[Shape, str]], n_classes: int) -> dict[str, Shape]:
+    """Of the serving form with so many classes; none: without a class head."""
+    return {
+        name: (n_classes, *shape[1:]) if name.startswith(_HEAD) else shape
+        for name, (shape, _) in layout.items()
+        if n_classes or not name.startswith(_HEAD)
+    }
 
 
 def _packed(message: object) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from .labels import Answer, Refused
-from .orders import Order
+from .orders import Order, OrderName
 
 KEPT: Final = 256
 """So many of the latest orders are known by their ids."""
@@ -64,6 +64,10 @@ class OrderBook:
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
         return replace(order, request=self._number)
+
+    def waiting(self, name: OrderName) -> list[int]:
+        """Numbers of the orders of a name that are not answered yet."""
+        return [number for number, entry in self._open.items() if entry.order.order == name]
 
     def settle(self, number: int, answer: Answer) -> None:
         """Note the answer to an order, and give it to all who wait for it."""

@@ -33,7 +33,10 @@ from .pipeline import PipelineOptions
 from .places import learned_folder, make_private, spool_folder
 from .publisher import Publisher
 from .replayring import ReplayRing
+from .spool import Spool
 from .spoolclips import SpoolClips
+from .spoolfile import FILE_NAME as SPOOL_FILE
+from .spoolfile import SpoolError
 
 _log = logging.getLogger(__name__)
 
@@ -294,16 +297,30 @@ def open_intake(
     return opened
 
 
+def note_pause(config: Config, wanted: bool) -> None:
+    """Let nothing be learned from the configured spool until this is taken back.
+
+    Raises:
+        SpoolError: it cannot be noted; nothing was changed.
+    """
+    with SpoolClips(spool_folder(config)) as spool:
+        spool.pause(wanted)
+
+
 def _frame_token(config: Config) -> FrameToken | None:
     path = token_path(config)
     return None if path is None else FrameToken(path)
 
 
 def _as_learned(config: Config, base: Network) -> Network:
-    """The newest checkpoint of the learner, where there is one on this base."""
+    """The newest checkpoint of the learner that was not gone back from; the base, where none is."""
     content = tensor_hash(tensors_of(base))
+    to, lineage = _gone_back_to(config)
     for kept in reversed(LearnStore(learned_folder(config)).all()):
-        if kept.learned.base == content and kept.learned.cursor:
+        learned = kept.learned
+        if to is not None and learned.lineage == lineage and learned.cursor > to:
+            continue
+        if learned.base == content and learned.cursor:
             try:
                 network = load(
                     kept.weights,
@@ -311,8 +328,21 @@ def _as_learned(config: Config, base: Network) -> Network:
                     audio_weights=config.model.audio_weights,
                 )
             except WeightsError as error:
-                _log.warning("version %s is passed over: %s", kept.learned.version, error)
+                _log.warning("version %s is passed over: %s", learned.version, error)
                 continue
-            _log.info("version %s is served, as learned before", kept.learned.version)
+            _log.info("version %s is served, as learned before", learned.version)
             return network
     return base
+
+
+def _gone_back_to(config: Config) -> tuple[int | None, str | None]:
+    """Cursor and lineage of a rollback that was cut before its checkpoints were deleted."""
+    folder = spool_folder(config)
+    if not (folder / SPOOL_FILE).exists():
+        return None, None
+    try:
+        with Spool(folder) as spool:
+            return spool.rewound, spool.lineage
+    except SpoolError as error:
+        _log.warning("whether a version was gone back from cannot be told: %s", error)
+        return None, None

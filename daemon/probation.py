@@ -38,11 +38,14 @@ from .notices import LearningRules, Publication, Reason
 from .onlinelearner import LearnState, OnlineLearner
 from .spool import Spool
 from .spooled import Batch as Journaled
+from .spoolfile import SpoolError
 from .teller import Teller
 from .wire import MAX_ENTRIES
 
 ATTEMPTS: Final = 3
 """A batch that was begun so often and never ended is begun no more."""
+Rebuilt = tuple[OnlineLearner, Rival | None]
+"""A learner as a checkpoint has it, and the best weights before where those are others."""
 _RECENT_FRAMES: Final = 256
 _NS: Final = 1_000_000_000
 _log = logging.getLogger(__name__)
@@ -92,7 +95,7 @@ class Probation:
             self._set_out(learned, foundation.learner(None))
             keeper.begin(self.accepted)
             return
-        self.restore(learned, state)
+        self.restore(learned, self.rebuilt(state))
         keeper.go_on(learned)
         teller.say(
             "learner_resumed",
@@ -176,6 +179,9 @@ class Probation:
             self._look_at(candidate)
         except (MemoryError, torch.OutOfMemoryError) as error:
             self._let_wait(candidate, f"to look at it there is no memory: {error}")
+        except (SpoolError, OSError):
+            self._spool.end_batch(candidate.number, "look")
+            raise
         self._spool.end_batch(candidate.number, "look")
         return True
 
@@ -188,11 +194,11 @@ class Probation:
         self.candidate = None
         self.learner = self._foundation.learner(self.accepted.state)
 
-    def restore(self, learned: Learned, state: LearnState) -> None:
-        """Go on from a checkpoint; a candidate is forgotten.
+    def rebuilt(self, state: LearnState) -> Rebuilt:
+        """What a checkpoint kept, to be gone on from by `restore`; until then all is as it was.
 
         Raises:
-            LearningError: it cannot be gone on from with these settings; all is as it was.
+            LearningError: it cannot be gone on from with these settings.
         """
         try:
             learner = self._foundation.learner(state)
@@ -204,7 +210,11 @@ class Probation:
         if state.best is not None:
             best = Rival(state.best.version, learner.as_it_is())
             best.teacher.load_state_dict(state.best.tensors)
-        self._set_out(learned, learner, best)
+        return learner, best
+
+    def restore(self, learned: Learned, rebuilt: Rebuilt) -> None:
+        """Go on from a checkpoint; a candidate is forgotten."""
+        self._set_out(learned, *rebuilt)
 
     def publish(self, reason: Reason, before: str) -> None:
         """Serve what was accepted last, instead of a version before."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -34,6 +35,7 @@ from .messages import Event, Hello, ModelInfo
 from .openfiles import allow_many
 from .parts import (
     build_engine,
+    note_pause,
     open_bus,
     open_intake,
     open_stream,
@@ -150,7 +152,9 @@ class Service:
         ring = self._ring = ReplayRing(config.intake.replay_s, config.intake.replay_mb * 1_000_000)
         orders = None
         if config.learner.enabled:
-            self._learner = Supervisor(config, engine.layout, self._announce)
+            self._learner = Supervisor(
+                config, engine.layout, self._announce, partial(note_pause, config)
+            )
             orders = self._learner.order
 
         def opened() -> Intake:

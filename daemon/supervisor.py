@@ -45,6 +45,7 @@ from .learnline import (
 from .linefolder import LineFolder
 from .orderbook import OrderBook
 from .orders import Carried, Order
+from .spoolfile import SpoolError
 from .wire import WireError
 
 Announce = Callable[[str, str, Mapping[str, bool | int | float | str]], None]
@@ -73,6 +74,8 @@ class Supervisor:
         config: all that the daemon is told.
         layout: of the serving form, see `learnline.looked_at`.
         announce: tells the bus what happens.
+        note_pause: notes on disk that nothing is to be learned, or takes that back, for learners
+            to come; called from the supervisor's thread, may raise `SpoolError`.
         command: what starts a learner; the endpoint and the daemon's process id are added,
             the configuration comes on stdin.
         clock: monotonic seconds.
@@ -86,12 +89,13 @@ class Supervisor:
         config: Config,
         layout: Mapping[str, tuple[Shape, str]],
         announce: Announce,
+        note_pause: Callable[[bool], None],
         *,
         command: tuple[str, ...] = (sys.executable, "-m", "atlasd.daemon.learnermain"),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._layout, self._announce = config, layout, announce
-        self._command, self._clock = command, clock
+        self._note_pause, self._command, self._clock = note_pause, command, clock
         self._folder = LineFolder()
         self._lock = threading.Lock()
         self._info = LearnerInfo(state="starting", method=config.learner.method)
@@ -211,7 +215,9 @@ class Supervisor:
             case (offer, blob):
                 self._look_at(offer, blob)
             case _:
-                if said.request is not None:
+                if isinstance(said, Refused) and said.request in self._book.waiting("pause"):
+                    self._hold(said.request, said.detail)
+                elif said.request is not None:
                     self._book.settle(said.request, said)
 
     def _look_at(self, offer: Offer, blob: bytes) -> None:
@@ -253,7 +259,7 @@ class Supervisor:
             pid=0,
             restarts=self._restarts,
         )
-        self._book.settle_all(
+        self._settle_all(
             f"the learner {cause} before it answered; whether the order was carried out is not "
             "known: see atlasd status and atlasd versions before you give it again"
         )
@@ -274,18 +280,46 @@ class Supervisor:
         numbered = self._book.enter(order, answer, self._clock() + _ORDER_S)
         if numbered is None:
             return
-        if self._life is None and order.order == "resume" and self._start_at is None:
+        try:
+            if order.order == "pause":
+                self._note_pause(True)
+            if self._life is None or not self._life.line.order(numbered):
+                self._do_without(numbered)
+        except SpoolError as error:
+            self._book.dismiss(numbered.request, _not_noted(order.request, error))
+
+    def _do_without(self, order: Order) -> None:
+        """Do what an order asks without a learner that listens, or refuse it."""
+        info = self.info()
+        why = f"the learner is {info.state}: {info.detail}"
+        if order.order == "pause":
+            self._book.settle(order.request, _paused(order.request, why))
+        elif order.order == "resume" and self._life is None and self._start_at is None:
+            self._note_pause(False)
             self._deaths.clear()
             self._restarts += 1
             self._start_at = self._clock()
             self._set(state="starting", detail="")
             detail = "the learner is started again"
             done = Carried(request=order.request, order="resume", detail=detail)
-            self._book.settle(numbered.request, done)
-        elif self._life is None or not self._life.line.order(numbered):
-            info = self.info()
-            refused = _cannot(order, f"the learner is {info.state}: {info.detail}")
-            self._book.dismiss(numbered.request, refused)
+            self._book.settle(order.request, done)
+        else:
+            self._book.dismiss(order.request, _cannot(order, why))
+
+    def _hold(self, number: int, why: str) -> None:
+        """Grant a pause that the learner did not confirm, or may have resumed from."""
+        try:
+            self._note_pause(True)
+        except SpoolError as error:
+            self._book.dismiss(number, _not_noted(number, error))
+        else:
+            self._book.settle(number, _paused(number, why))
+
+    def _settle_all(self, why: str) -> None:
+        """Answer all that is open, for a learner that will not; a pause holds without it."""
+        for number in self._book.waiting("pause"):
+            self._hold(number, why)
+        self._book.settle_all(why)
 
     # The end.
 
@@ -306,7 +340,7 @@ class Supervisor:
         """Answer all who wait; from now on nobody is let in."""
         with self._lock:
             self._gone = why
-        self._book.settle_all(why)
+        self._settle_all(why)
         with suppress(queue.Empty):
             while True:
                 order, answer = self._orders.get_nowait()
@@ -422,3 +456,12 @@ def _cause(code: int) -> str:
 
 def _cannot(order: Order, why: str) -> Refused:
     return Refused(request=order.request, code="no_learner", detail=why[:4000])
+
+
+def _not_noted(number: int, error: SpoolError) -> Refused:
+    return Refused(request=number, code=error.code, detail=str(error)[:4000])
+
+
+def _paused(number: int, why: str) -> Carried:
+    detail = "nothing is learned until resume, by whatever learner is started; labels are taken"
+    return Carried(request=number, order="pause", detail=f"{detail} ({why[:3900]})")

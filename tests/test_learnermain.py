@@ -12,11 +12,13 @@ import time
 from contextlib import closing, suppress
 
 import pytest
+from atlasd.daemon import learnermain, spoolfile
 from atlasd.daemon.infos import LearnerInfo
 from atlasd.daemon.labels import Refused
 from atlasd.daemon.learnermain import REFUSED, STOPPED
-from atlasd.daemon.learnline import DaemonEnd
-from atlasd.daemon.orders import Order
+from atlasd.daemon.learnline import DaemonEnd, LearnerEnd
+from atlasd.daemon.orders import Carried, Order
+from atlasd.daemon.parts import note_pause
 from atlasd.daemon.spool import Spool
 from atlasd.daemon.spoolfile import (
     FILE_NAME,
@@ -122,6 +124,40 @@ def test_a_spool_that_is_no_spool_is_not_waited_for(tmp_path):
         process.kill()
         process.wait()
         line.close()
+
+
+@pytest.mark.parametrize(("name", "before"), [("resume", True), ("pause", False)])
+def test_a_pause_and_its_end_are_noted_while_learning_cannot_begin(
+    tmp_path, monkeypatch, name, before
+):
+    """Or refused, with nothing changed, where the spool is what stands in the way."""
+    config = learning_config(tmp_path)
+    monkeypatch.setattr(spoolfile, "_BUSY_S", 0.01)
+    note_pause(config, before)
+
+    def asked():
+        with closing(DaemonEnd(f"ipc://{tmp_path}/line")) as daemon:
+            with LearnerEnd(daemon.endpoint) as learner:
+                learner.say(LearnerInfo(state="starting"))
+                next(daemon.received(9000))  # there is a line
+                assert daemon.order(Order(order=name, request=3))
+                learnermain._wait_out(config, learner, learnermain._Flag(), "it is full", 0.5)
+            return next(s for s in daemon.received(0) if isinstance(s, Carried | Refused))
+
+    path = config.intake.spool
+    with closing(sqlite3.connect(path / FILE_NAME, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        refused = asked()
+        assert (refused.request, refused.code) == (3, "cannot")
+        assert "locked" in refused.detail
+        other.execute("ROLLBACK")
+    with Spool(path) as spool:
+        assert spool.is_paused == before
+    carried = asked()
+    assert isinstance(carried, Carried)
+    assert carried.order == name
+    with Spool(path) as spool:
+        assert spool.is_paused != before
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,10 +19,12 @@ from atlasd.daemon.labels import Refused, pack_stored
 from atlasd.daemon.learnermain import carry_out
 from atlasd.daemon.learnstore import LearnStore
 from atlasd.daemon.orders import Carried, Order
+from atlasd.daemon.parts import build_engine, build_network
 from atlasd.daemon.spool import Spool
+from atlasd.daemon.spoolfile import BusyError
 from learnbench import RULES, SETTINGS, Bench, KilledError, Part, same, taught
 from learnbench import short_toy as toy
-from served import tiny_network
+from served import tiny_checkpoint, tiny_config, tiny_network
 
 THREADS = torch.get_num_threads()
 
@@ -256,6 +259,24 @@ def test_a_full_disk_does_not_count_as_the_batchs_fault(bench, monkeypatch):
     assert bench.learning.info().clips == 6
 
 
+def test_a_busy_spool_does_not_count_as_the_candidates_fault(bench, monkeypatch):
+    taught(bench, 2)
+    bench.wait(7)
+
+    def busy(*_args, **_kwargs):
+        raise BusyError("locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.spool, "latest_learned", busy)
+        for _ in range(5):
+            bench.turns()
+            assert bench.learning.info().state == "halted"
+            bench.wait(61)
+    bench.turns()
+    assert "candidate_waits" not in bench.kinds
+    assert bench.publications[-1].reason == "unjudged"
+
+
 def test_a_class_more_than_masks_can_tell_is_set_aside(tmp_path):
     network = tiny_network()
     network.grow([f"class {k}" for k in range(1024)])
@@ -414,6 +435,50 @@ def test_going_back_while_the_spool_is_locked_changes_nothing(bench, monkeypatch
     bench.begin()
     assert bench.learning.info().version == info.version
     assert isinstance(carry_out(bench.learning, Order(order="rollback")), Carried)
+
+
+def test_going_back_to_what_cannot_be_gone_on_from_changes_nothing(bench):
+    taught(bench, 6)
+    older = bench.store.all()[-2]
+    _, state = bench.store.find(older.learned.version)
+    tensors = {name: tensor[None] for name, tensor in state.tensors.items()}
+    shutil.rmtree(older.folder)
+    bench.store.write(older.learned, bench.network, dataclasses.replace(state, tensors=tensors))
+    info, versions = bench.learning.info(), bench.learning.versions()
+    answer = carry_out(bench.learning, Order(order="rollback", version=older.learned.version))
+    assert isinstance(answer, Refused)
+    assert "cannot be gone on from" in answer.detail
+    assert bench.spool.rewound is None
+    assert bench.states() == {"consumed": 4, "journaled": 2}
+    assert (bench.learning.info(), bench.learning.versions()) == (info, versions)
+
+
+@pytest.mark.parametrize("to", [0, -2])
+def test_a_daemon_serves_what_was_gone_back_to_though_the_learner_was_killed_over_it(
+    tmp_path, monkeypatch, to
+):
+    config = tiny_config(
+        tiny_checkpoint(tmp_path),
+        tmp_path / "none.mp4",
+        f"ipc://{tmp_path}/bus",
+        "intake.enabled=true",
+        f"intake.spool={tmp_path / 'spool'}",
+        f"learner.state={tmp_path / 'learned'}",
+        "learner.enabled=true",
+    )
+    bench = Bench(tmp_path, network=build_network(config))
+    with bench.spool:
+        taught(bench, 6)
+        versions = bench.learning.versions()
+        assert build_engine(config).version == versions[-1].version
+
+        def killed(*_):
+            raise KilledError
+
+        monkeypatch.setattr(bench.store, "forget_after", killed)
+        with pytest.raises(KilledError):
+            bench.learning.rollback(versions[to].version)
+        assert build_engine(config).version == versions[to].version
 
 
 @pytest.mark.parametrize("where", ["forget_after", "settle"])

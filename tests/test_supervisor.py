@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from atlasd.daemon.fields import to_map
 from atlasd.daemon.labels import Refused
 from atlasd.daemon.learnline import Offer, WeightsRefusedError, looked_at
 from atlasd.daemon.orders import Carried, Order
+from atlasd.daemon.spoolfile import DiskFullError
 from atlasd.daemon.supervisor import Supervisor
 from safetensors.numpy import save
 
@@ -61,13 +63,20 @@ class Watched:
         self.announced: list[tuple[str, str, dict]] = []
         command = command or (sys.executable, "-c", SPEAKER + script)
         announce = announce or (lambda *told: self.announced.append(told))
-        self.supervisor = Supervisor(config, LAYOUT, announce, command=command)
+        self.pauses: list[bool] = []
+        self.full = False
+        self.supervisor = Supervisor(config, LAYOUT, announce, self.note, command=command)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.supervisor.close()
+
+    def note(self, wanted: bool):
+        if self.full:
+            raise DiskFullError("no room")
+        self.pauses.append(wanted)
 
     def until(self, wanted: Callable[[], object]):
         deadline = time.monotonic() + PATIENCE_S
@@ -229,6 +238,70 @@ def test_an_order_that_takes_long_stands_and_its_answer_can_be_asked_for(monkeyp
         assert answer.detail == "1"
 
 
+@pytest.mark.parametrize(
+    ("script", "state", "expected"),
+    [
+        (OBEDIENT, "waiting", "done"),
+        ("end(3)", "failed", "the learner is failed"),
+        ('say("waiting"); line.recv_multipart(); end(9)', "waiting", "exit code 9"),
+    ],
+)
+def test_a_pause_holds_whether_a_learner_is_there_or_dies_over_it(script, state, expected):
+    with Watched(script, max_restarts=0) as watched:
+        watched.state(state)
+        answer = watched.order("pause", id="a")
+        assert isinstance(answer, Carried)
+        assert expected in answer.detail
+        assert set(watched.pauses) == {True}
+
+
+def test_a_pause_holds_that_the_learner_refuses():
+    refusing = OBEDIENT.replace('"ok": True', '"ok": False, "code": "cannot"')
+    with Watched(refusing) as watched:
+        watched.state("waiting")
+        assert isinstance(watched.order("checkpoint"), Refused)
+        assert isinstance(watched.order("pause"), Carried)
+        assert set(watched.pauses) == {True}
+
+
+@pytest.mark.parametrize(("script", "state"), [(OBEDIENT, "waiting"), ("end(3)", "failed")])
+def test_a_late_duplicate_of_a_pause_does_not_undo_the_resume_after_it(script, state):
+    with Watched(script, max_restarts=0) as watched:
+        watched.state(state)
+        first = watched.order("pause", id="a")
+        assert isinstance(watched.order("resume", id="b"), Carried)
+        before = list(watched.pauses)
+        assert watched.order("pause", id="a") == first
+        assert watched.pauses == before
+        assert watched.order("checkpoint", id="a").code == "conflict"
+
+
+def test_a_resume_lifts_the_pause_before_a_learner_that_was_given_up_is_started_again():
+    with Watched("end(3)", max_restarts=0) as watched:
+        watched.state("failed")
+        assert isinstance(watched.order("resume"), Carried)
+        assert watched.pauses == [False]
+
+
+def test_a_resume_that_no_learner_hears_is_refused_and_leaves_the_pause():
+    with Watched("end(3)") as watched:
+        watched.until(lambda: watched.supervisor.info().restarts >= 3)  # seconds until the next
+        watched.state("restarting")
+        assert isinstance(watched.order("pause"), Carried)
+        refused = watched.order("resume")
+        assert refused.code == "no_learner"
+        assert watched.pauses == [True]
+
+
+def test_a_pause_that_cannot_be_noted_is_refused_and_may_be_given_again():
+    with Watched(COUNTING) as watched:
+        watched.state("waiting")
+        watched.full = True
+        assert watched.order("pause", id="a").code == "disk_full"
+        watched.full = False
+        assert watched.order("pause", id="a").detail == "1", "the learner heard of none before"
+
+
 def test_a_learner_that_cannot_learn_is_not_started_again():
     with Watched('say("failed", detail="no such method"); end(2)') as watched:
         watched.until(lambda: watched.announced)
@@ -283,8 +356,13 @@ def test_the_newest_good_weights_are_offered_and_bad_ones_told():
         ({"fusion.query.weight": np.full((2, 3), np.nan, np.float32)}, "not finite"),
         ({"fusion.query.weight": np.zeros((2, 3), np.float64)}, "float64"),
         ({"decoder.unknown": np.zeros(3, np.float32)}, "not served"),
-        ({"head.linear.weight": np.zeros((3, 3), np.float32)}, "3 rows for 2 classes"),
+        ({"head.linear.weight": np.zeros((3, 3), np.float32)}, r"\(3, 3\); float32 \(2, 3\)"),
         ({"head.linear.weight": np.zeros((2, 4), np.float32)}, r"\(2, 4\)"),
+        ({"head.bogus": np.zeros((2, 3), np.float32)}, "head.bogus, which is not served"),
+        ({"head.x": np.array(1, np.float32)}, "head.x, which is not served"),
+        ({"head.linear.bias": np.array(1, np.float32)}, r"bias is float32 \(\)"),
+        ({"categories": ()}, "head.linear.* not served with 0 classes"),
+        ({"categories": ("dog", "dog")}, "more than once"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(changes, why):
@@ -296,6 +374,27 @@ def test_damaged_weights_are_refused():
     offer, blob = offered()
     with pytest.raises(WeightsRefusedError, match="damaged"):
         looked_at(offer, blob[:-1] + b"\xff", LAYOUT)
+
+
+@pytest.mark.parametrize("missing", [["head.linear.bias"], ["head.linear.weight"]])
+@pytest.mark.parametrize("categories", [("dog", "cow"), ("dog", "cow", "duck")])
+def test_classes_without_a_whole_head_are_refused(categories, missing):
+    head = {
+        "head.linear.weight": np.zeros((len(categories), 3), np.float32),
+        "head.linear.bias": np.zeros(len(categories), np.float32),
+    }
+    come = {name: array for name, array in head.items() if name not in missing}
+    offer, blob = offered(categories=categories)
+    blob = save({"fusion.query.weight": np.zeros((2, 3), np.float32)} | come)
+    offer = dataclasses.replace(offer, digest=sha256(blob).digest())
+    with pytest.raises(WeightsRefusedError, match=f"no {missing[0]}"):
+        looked_at(offer, blob, LAYOUT)
+
+
+def test_weights_without_classes_need_no_head():
+    blob = save({"fusion.query.weight": np.zeros((2, 3), np.float32)})
+    offer = dataclasses.replace(offered()[0], categories=(), digest=sha256(blob).digest())
+    assert list(looked_at(offer, blob, LAYOUT).tensors) == ["fusion.query.weight"]
 
 
 def test_a_head_that_grew_is_taken():

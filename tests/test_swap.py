@@ -88,6 +88,26 @@ def test_a_head_grows_shrinks_and_goes_with_the_weights():
     assert engine.infer([sample])[0].class_scores is None
 
 
+@pytest.mark.parametrize("names", [(), ("dog",)])
+def test_the_layout_tells_of_the_head_that_a_swap_makes(names):
+    network = tiny_network()
+    network.grow(names)
+    engine = TorchEngine(network, "cpu", 1)
+    layout = engine.layout
+    learner = OnlineLearner(network, LearnSettings())
+    learner.network.grow([*names, "cow", "duck"])
+    grown = weights(learner)
+    engine.swap(grown)
+    head = {name: array.shape for name, array in grown.tensors.items() if name.startswith("head.")}
+    assert head == {
+        name: (len(names) + 2, *shape[1:])
+        for name, (shape, _) in layout.items()
+        if name.startswith("head.")
+    }
+    assert len(head) == 2
+    assert layout.keys() == engine.network.state_dict().keys()
+
+
 def test_a_mask_that_waits_over_a_swap_keeps_its_own_classes():
     """Of a batch, the second mask is published after the swap."""
     engine = tiny_engine()

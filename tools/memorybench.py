@@ -42,19 +42,19 @@ class Growth:
     Attributes:
         first_mb: mean of the first tenth of the samples.
         last_mb: mean of the last tenth.
-        slope_mb: of a line through all, by 1,000 frames.
+        rise_mb: of a line through all, over 10,000 frames.
         noise_mb: standard deviation about the line.
     """
 
     first_mb: float
     last_mb: float
-    slope_mb: float
+    rise_mb: float
     noise_mb: float
 
     @property
     def is_flat(self) -> bool:
-        """Whether what it grows by in 1,000 frames is lost in the noise."""
-        return self.slope_mb <= self.noise_mb
+        """Whether what it grows by in 10,000 frames is lost in the noise."""
+        return self.rise_mb <= self.noise_mb
 
     @classmethod
     def of(cls, frames: Sequence[int], resident: Sequence[float]) -> Growth:
@@ -64,12 +64,12 @@ class Growth:
             ValueError: fewer than ten.
         """
         if len(frames) < 10:
-            raise ValueError(f"got {len(frames)} samples; a slope needs at least 10")
-        x, y = np.asarray(frames, float) / 1000, np.asarray(resident, float)
-        slope, start = np.polyfit(x, y, 1)
+            raise ValueError(f"got {len(frames)} samples; a line needs at least 10")
+        x, y = np.asarray(frames, float) / 10_000, np.asarray(resident, float)
+        rise, start = np.polyfit(x, y, 1)
         tenth = max(1, len(y) // 10)
-        noise = float(np.std(y - start - slope * x))
-        return cls(float(y[:tenth].mean()), float(y[-tenth:].mean()), float(slope), noise)
+        noise = float(np.std(y - start - rise * x))
+        return cls(float(y[:tenth].mean()), float(y[-tenth:].mean()), float(rise), noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +198,11 @@ def _table(report: MemoryReport) -> Table:
     swaps = f"{report.swaps} swaps (≥ {SWAPS_BAR})"
     title = f"{report.preset}: {report.frames} frames, {swaps}, {report.clips} clips"
     table = Table(title=f"{title} learned, {report.machine}")
-    for column in ("resident set", "first, MB", "last, MB", "MB in 1,000 frames", "noise, MB"):
+    for column in ("resident set", "first, MB", "last, MB", "MB in 10,000 frames", "noise, MB"):
         table.add_column(column, justify="left" if column == "resident set" else "right")
     for name, growth in (("daemon", report.daemon), ("learner", report.learner)):
-        slope = f"{growth.slope_mb:.2f} (≤ {growth.noise_mb:.2f})"
+        rise = f"{growth.rise_mb:.2f} (≤ {growth.noise_mb:.2f})"
         first, last = f"{growth.first_mb:.1f}", f"{growth.last_mb:.1f}"
-        table.add_row(name, first, last, slope, f"{growth.noise_mb:.2f}")
+        table.add_row(name, first, last, rise, f"{growth.noise_mb:.2f}")
     table.caption = "the bar held" if report.passed else "the bar was missed"
     return table
