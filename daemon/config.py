@@ -190,7 +190,7 @@ class QueueConfig(_Section):
     capacity: int | None = Field(default=None, ge=1, le=4096)
     """Samples that may wait; full, `wait` holds the source, `live` drops; none: 32, live 8."""
     max_wait_ms: float | None = Field(default=None, gt=0, le=60_000)
-    """Live: how long a sample may wait once a newer one is there, or nearly; none: half a period."""
+    """Live: how long a sample may wait once a newer one is (nearly) there; none: half a period."""
     max_age_ms: float = Field(default=500.0, gt=0, le=60_000)
     """Live: a sample older than this, from the end of its window on, is dropped, and counted."""
 

@@ -102,7 +102,7 @@ class PANDA(Method):
 
 def _any_frame(frames: NDArray[np.bool_], T: int) -> NDArray[np.bool_]:
     """Of each clip, whether one of its T frames is so."""
-    return frames.reshape(-1, T).any(axis=1)
+    return np.logical_or.reduce(frames.reshape(-1, T), axis=1)
 
 
 def _paste(batch: Batch, source: Batch, taker: int, donor: int) -> None:
