@@ -592,7 +592,7 @@ def test_ten_kills_at_random_moments_change_no_byte(data, tmp_path):
     """Real processes, SIGKILL; the moments come from a seed."""
     told = ["--data", str(data), "--method", "atlas", "--protocol", "cil", "--checked"]
     told += ["--save-s", "0.5"]
-    for key, value in (SMALL | {"split": "4-1", "epochs": 12}).items():
+    for key, value in (SMALL | {"split": "4-1", "epochs": 8}).items():
         told += ["-s", f"{key}={str(value).lower()}"]
 
     def command(out: Path) -> list[str]:
