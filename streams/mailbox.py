@@ -41,9 +41,9 @@ class Mailbox(Generic[T]):
     older than ``max_age_ms``, and over those that have waited ``max_wait_ms`` in here while a newer
     one came: what arrives together is all taken, what queues up is not. One whose successor is due
     within a quarter of ``period_ms`` waits so long for it, to be passed over, where items come one
-    by one at that pace and ``max_wait_ms`` is less than a period. Every drop is counted
-    with its reason. Items put without a capture time (events) take no other's place: `MAX_EVENTS`
-    of them fit beside, and age does not matter.
+    by one at that pace and ``max_wait_ms`` is less than a period. Every drop is counted with its
+    reason. Items put without a capture time (events) take no other's place: `MAX_EVENTS` of them
+    fit beside, and age does not matter.
 
     Args:
         capacity: items that fit; under ``live`` events do not count.

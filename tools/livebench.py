@@ -15,6 +15,7 @@ from rich.table import Table
 from ..daemon.config import Config, load_config
 from ..daemon.labelclient import LabelClient
 from ..daemon.labelclips import write_clip
+from ..daemon.latency import PERCENTILES
 from ..daemon.memory import resident_mb
 from ..daemon.orders import Order, OrderName
 from ..streams.toyworld import make_clip
@@ -23,7 +24,7 @@ from .film import write_film
 from .labeler import Labeler
 from .livedaemon import LiveDaemon
 from .machine import machine
-from .turns import PERCENTILES, SIDES, Turns
+from .turns import SIDES, Turns
 
 LATENCY_BAR = 1.2
 """Most that p99 of mask latency with the learner on may be of p99 with it off."""

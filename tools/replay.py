@@ -55,7 +55,8 @@ def replay(
         What ``metrics.json`` holds.
 
     Raises:
-        RunError: the folder holds another run, or the data cannot be learned from.
+        RunError: the folder holds another run, the data cannot be learned from, or the method and
+            the network do not fit what is asked for.
         MethodError, DatasetError, ProtocolError, WeightsError: what was asked for cannot be had.
         TrainingError: a loss or gradient was not finite.
     """

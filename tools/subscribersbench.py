@@ -15,12 +15,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..daemon.config import Config, load_config
+from ..daemon.latency import PERCENTILES
 from .bareforward import BenchError
 from .countbar import count_bar
 from .film import write_film
 from .livedaemon import LiveDaemon, Timed
 from .machine import machine
-from .turns import PERCENTILES, Turns
+from .turns import Turns
 
 LATENCY_BAR = 1.1
 """Most that p99 of mask latency with subscribers passing may be of p99 without."""

@@ -8,9 +8,10 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..daemon.latency import PERCENTILES
+
 Side = Literal["off", "on"]
 SIDES: Final[tuple[Side, ...]] = ("off", "on")
-PERCENTILES: Final = (50, 95, 99)
 _DRAWS: Final = 2000
 
 
