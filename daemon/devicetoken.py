@@ -1,11 +1,12 @@
 """The device token: on a device that daemon and learner share, only one of them computes at a time.
 
 The token is a lock (`flock`) on a small file that both map. The daemon holds it for each forward
-pass, the learner for each part of a step: forward, backward, update. So a frame waits for one part
-at most. In the file the daemon says that it wants the token, which holds the learner back, and when
-the next frame is expected: the learner begins a part only if the 95th percentile of the times that
-it took before fits in between. A kernel frees the lock of a process that dies; of one that stands
-still while it holds it, the daemon waits for a moment once, and goes on without.
+pass and swap of weights, the learner for each part of a step: forward, backward, update. So a frame
+waits for one part at most. In the file the daemon says that it wants the token, which holds the
+learner back, and when the next frame is expected: the learner begins a part only if the 95th
+percentile of the times that it took before fits in between. A kernel frees the lock of a process
+that dies; of one that stands still while it holds it, the daemon waits for a moment once, and goes
+on without.
 
 The parts are those that a step has anyway, so the arithmetic is the same with the token and
 without. Measured on CPUs only: it never ran on a GPU, for which it is made.
@@ -90,9 +91,14 @@ class FrameToken:
         self._board.write(wanted=False, due_ns=0)
 
     @contextmanager
-    def held(self) -> Generator[None]:
-        """Compute for a frame; the learner does not, but for one that stands still."""
-        self._begun.append(self._clock())
+    def held(self, *, for_frame: bool = True) -> Generator[None]:
+        """Compute; the learner does not, but for one that stands still.
+
+        Args:
+            for_frame: whether it is a frame, by whose pace the next one is expected.
+        """
+        if for_frame:
+            self._begun.append(self._clock())
         self._board.write(wanted=True, due_ns=0)
         has = self._taken()
         try:

@@ -193,6 +193,7 @@ class TorchEngine:
         self._dtype = _autocast_dtype(precision, self.device)
         torch.set_num_threads(self.threads)
         self._network: Network | None = network.for_serving().to(self.device)
+        self._fused_shape: torch.Size | None = None
         self._host = self._staging(torch.device("cpu"))
         self._input = self._host if self.device.type == "cpu" else self._staging(self.device)
 
@@ -272,7 +273,7 @@ class TorchEngine:
     def swap(self, weights: Weights) -> float:
         """Copy other weights into place, between two calls of `infer`; nothing is allocated.
 
-        Only a class head that grew is made anew.
+        So what was warm stays warm. Only a class head that grew is made anew, and warmed.
 
         Args:
             weights: of this network's serving form, as `layout` tells.
@@ -285,13 +286,17 @@ class TorchEngine:
         """
         begin = time.perf_counter()
         network = self.network
-        if weights.categories != self.categories:
-            self._reshape_head(weights.categories)
-        state = network.state_dict()
-        for name, array in weights.tensors.items():
-            state[name].copy_(torch.from_numpy(array))
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        with self._alone(for_frame=False):
+            has_grown = weights.categories != self.categories
+            if has_grown:
+                self._reshape_head(weights.categories)
+            state = network.state_dict()
+            for name, array in weights.tensors.items():
+                state[name].copy_(torch.from_numpy(array))
+            if has_grown:
+                self._warm_head()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
         self.version, self.categories = weights.version, weights.categories
         return 1e3 * (time.perf_counter() - begin)
 
@@ -302,6 +307,13 @@ class TorchEngine:
         network.preset = network.preset.classify(())
         network.grow(categories)
         network.requires_grad_(requires_grad=False).to(self.device)
+
+    def _warm_head(self) -> None:
+        """Let the head of another size choose its kernels before a frame comes."""
+        head, shape = self.network.head, self._fused_shape
+        if head is not None and shape is not None:
+            with self.autocast():
+                head(torch.zeros(shape, device=self.device))
 
     def close(self) -> None:
         """Free the network and, on CUDA, its cached memory."""
@@ -314,9 +326,9 @@ class TorchEngine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _alone(self) -> AbstractContextManager[object]:
+    def _alone(self, *, for_frame: bool = True) -> AbstractContextManager[object]:
         """While inside, the learner does not compute on a device that it shares."""
-        return nullcontext() if self._token is None else self._token.held()
+        return nullcontext() if self._token is None else self._token.held(for_frame=for_frame)
 
     @torch.inference_mode()
     def _run(self, n: int, side_px: int, begin: float | None = None) -> _Answer:
@@ -332,6 +344,7 @@ class TorchEngine:
         watch.lap()
         with self.autocast():
             out = network(frames, log_mel)
+        self._fused_shape = None if out.fused is None else out.fused.shape
         watch.lap()
         logits = _scaled(out.mask_logits.float()[:, None], self.image_px)[:, 0].cpu().numpy()
         classes = out.class_logits

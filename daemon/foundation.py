@@ -13,6 +13,10 @@ from .learnstore import Learned
 from .onlinelearner import LearnSettings, LearnState, OnlineLearner
 
 
+class LeavingError(Exception):
+    """What is at work is left as it is, since the learner is to leave."""
+
+
 class Foundation:
     """A deployed network, and how it is to learn: the same from the first learner to the last.
 
@@ -21,7 +25,8 @@ class Foundation:
         settings: how to learn.
         importance: of the base's weights; see `OnlineLearner`.
         part: entered for each part of the work that computes on the device.
-        beat: called after each clip, score, step and checkpoint, as a sign that learning goes on.
+        beat: called after each clip, score, step and checkpoint, as a sign that learning goes on;
+            it may raise a `LeavingError`.
 
     Attributes:
         beat: as given.

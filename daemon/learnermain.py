@@ -31,6 +31,7 @@ from .config import Config
 from .cores import available_cores
 from .devicetoken import StepToken
 from .engine import EngineError, resolved_device
+from .foundation import LeavingError
 from .infos import LearnerInfo
 from .labels import Answer, Refused
 from .learning import Learning, LearningError
@@ -162,6 +163,11 @@ def _serve(config: Config, line: LearnerEnd, stopping: _Flag) -> None:
     with spool:
         store = LearnStore(learned_folder(config), learner.keep)
         pulse = _Pulse(line)
+
+        def beat() -> None:
+            pulse.beat()
+            stopping.interrupt()
+
         base, device = build_network(config), resolved_device(config.learner.device)
         importance = base_importance(config, base)
         learning = Learning(
@@ -172,7 +178,7 @@ def _serve(config: Config, line: LearnerEnd, stopping: _Flag) -> None:
             store,
             line.tell,
             importance=importance,
-            beat=pulse.beat,
+            beat=beat,
             part=_part(config, device),
         )
         pulse.info = learning.info
@@ -185,7 +191,8 @@ def _serve(config: Config, line: LearnerEnd, stopping: _Flag) -> None:
                     line.answer(carry_out(learning, said))
             if stopping.is_raised:
                 break
-            wait_ms = 0 if learning.turn() else _WAIT_MS
+            with stopping.interrupting():
+                wait_ms = 0 if learning.turn() else _WAIT_MS
             pulse.rest()
         learning.close()
 
@@ -251,6 +258,27 @@ class _Flag:
 
     def __init__(self) -> None:
         self.is_raised = False
+        self._interrupts = False
+
+    @contextmanager
+    def interrupting(self) -> Generator[None]:
+        """While inside, `interrupt` ends what is at work, once the flag is raised."""
+        self._interrupts = True
+        try:
+            yield
+        except LeavingError:
+            _log.info("leaves in the middle of a batch, which is begun anew next time")
+        finally:
+            self._interrupts = False
+
+    def interrupt(self) -> None:
+        """Called between two steps of what is at work.
+
+        Raises:
+            LeavingError: it ends here.
+        """
+        if self.is_raised and self._interrupts:
+            raise LeavingError
 
     def raise_(self, number: int, frame: FrameType | None) -> None:
         """A signal's handler."""

@@ -25,7 +25,7 @@ import torch
 from ..model.baseimportance import BaseImportance
 from ..model.network import Network
 from ..model.training import Part, undivided
-from .foundation import Foundation
+from .foundation import Foundation, LeavingError
 from .infos import LearnerInfo, LearnerState, VersionInfo
 from .keeper import Keeper, LearningError
 from .learnstore import Kept, LearnStore
@@ -52,7 +52,8 @@ class Learning:
         store: where what was learned is kept.
         tell: receives what is to be served and told.
         importance: of the base's weights; see `OnlineLearner`.
-        beat: called after each clip, score, step and checkpoint, as a sign that learning goes on.
+        beat: called after each clip, score, step and checkpoint, as a sign that learning goes on;
+            within a turn it may raise a `LeavingError`.
         part: entered for each part of the work that computes on the device.
         clock: monotonic nanoseconds.
         now: nanoseconds since 1970.
@@ -95,6 +96,9 @@ class Learning:
         """Do what is due: at most one batch. False: nothing was.
 
         A disk that is full, or a spool that cannot be read, halts learning for a minute.
+
+        Raises:
+            LeavingError: `beat` did; what was at work is begun anew when learning goes on.
         """
         if self._is_paused or (self._halted is not None and self._clock() < self._retry_ns):
             return False
@@ -303,7 +307,7 @@ class Learning:
             self._probation.go_back()
             self._halt(error, f"batch {number} finds no memory")
             return
-        except (SpoolError, OSError):
+        except (SpoolError, OSError, LeavingError):
             self._spool.end_batch(number)
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the next batches are learned

@@ -27,7 +27,7 @@ from ..model.metrics import frame_iou
 from ..model.network import Network
 from ..model.taskloss import task_loss
 from ..model.teacher import Teacher, answer
-from ..model.training import Part, Settings, Trainer, undivided
+from ..model.training import Part, Settings, Trainer, TrainingError, undivided
 from ..streams.clips import LabeledClip
 from .clipbatch import batches_of, labels_of
 
@@ -252,11 +252,17 @@ class OnlineLearner:
     def serving(self) -> dict[str, Tensor]:
         """The tensors of the serving form (see `Network.for_serving`) that learning can move.
 
-        LoRA is merged from the pristine base, so that versions do not drift.
+        LoRA is merged from the pristine base, so that versions do not drift. What is merged is
+        tried on a picture and a sound before anyone serves it.
+
+        Raises:
+            TrainingError: what it says of them is not finite.
         """
         with self._part("serving"):
-            served = self.network.for_serving().state_dict()
-            return {name: served[name].cpu().contiguous() for name in self._served_names()}
+            served = self.network.for_serving()
+            _rehearse(served)
+            state = served.state_dict()
+            return {name: state[name].cpu().contiguous() for name in self._served_names()}
 
     def _served_names(self) -> list[str]:
         moving = (name for name, p in self.network.named_parameters() if p.requires_grad)
@@ -295,6 +301,21 @@ def frame_scores(network: Network, batches: Sequence[Batch]) -> NDArray[np.float
         pred = (out.mask_logits > 0).cpu().numpy()
         found.append(frame_iou(pred, batch["masks"].numpy().astype(np.bool_)))
     return np.concatenate(found)
+
+
+@torch.no_grad()
+def _rehearse(served: Network) -> None:
+    """Let a serving form say something of noise, whose random numbers are not those of learning."""
+    preset, device = served.preset, next(served.parameters()).device
+    source = torch.Generator().manual_seed(0)
+    images = torch.rand(1, preset.image_px, preset.image_px, 3, generator=source)
+    n_samples = round(preset.window_s * preset.sample_rate_hz)
+    sound = 0.2 * torch.rand(1, n_samples, generator=source) - 0.1
+    frames = served.normalise((255 * images).to(torch.uint8).to(device))
+    out = served(frames, served.log_mel(sound.to(device)))
+    said = [out.mask_logits, *([] if out.class_logits is None else [out.class_logits])]
+    if not all(bool(each.isfinite().all()) for each in said):
+        raise TrainingError("what was learned says nothing finite in the form that is served")
 
 
 def _copy(base: Network, parts: Literal["adapters", "all"]) -> Network:

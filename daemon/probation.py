@@ -29,7 +29,7 @@ from ..model.method import Batch, MethodError
 from ..model.training import TrainingError
 from ..streams.clips import LabeledClip
 from .canary import Accepted, Candidate, Rival, Verdict
-from .foundation import Foundation
+from .foundation import Foundation, LeavingError
 from .keeper import Keeper, LearningError
 from .labelclips import load
 from .labels import LabelError
@@ -179,7 +179,7 @@ class Probation:
             self._look_at(candidate)
         except (MemoryError, torch.OutOfMemoryError) as error:
             self._let_wait(candidate, f"to look at it there is no memory: {error}")
-        except (SpoolError, OSError):
+        except (SpoolError, OSError, LeavingError):
             self._spool.end_batch(candidate.number, "look")
             raise
         self._spool.end_batch(candidate.number, "look")
@@ -270,11 +270,16 @@ class Probation:
         if self.candidate is None:
             return self.learner.score(batches)
         verdict = self._verdict(batches)
-        if verdict.passes:
-            self._accept(self.candidate, verdict.best_of(self.accepted))
-            return verdict.fresh
-        self._refuse(self.candidate, f"the next clips {verdict.told(self.accepted)}")
-        return verdict.held
+        if not verdict.passes:
+            self._refuse(self.candidate, f"the next clips {verdict.told(self.accepted)}")
+            return verdict.held
+        try:
+            tensors = self.learner.serving()
+        except TrainingError as error:
+            self._refuse(self.candidate, str(error))
+            return verdict.held
+        self._accept(self.candidate, tensors, verdict.best_of(self.accepted))
+        return verdict.fresh
 
     def _verdict(self, batches: Sequence[Batch]) -> Verdict:
         learner, drop = self.learner, self._rules.canary_drop
@@ -290,8 +295,12 @@ class Probation:
         if earlier and not (verdict := self._verdict(earlier)).passes:
             self._let_wait(candidate, f"clips of the batches before {verdict.told(self.accepted)}")
             return
+        try:
+            tensors = self.learner.serving()
+        except TrainingError as error:
+            self._refuse(candidate, str(error))
+            return
         candidate.was_tried = True
-        tensors = self.learner.serving()
         version = _named(candidate.number, tensors)
         self._serve(version, self.accepted.version, candidate.number, "unjudged", tensors)
 
@@ -315,8 +324,10 @@ class Probation:
 
     # What follows.
 
-    def _accept(self, candidate: Candidate, best: Rival | None) -> None:
-        before, tensors = self.accepted, self.learner.serving()
+    def _accept(
+        self, candidate: Candidate, tensors: Mapping[str, Tensor], best: Rival | None
+    ) -> None:
+        before = self.accepted
         version = _named(candidate.number, tensors)
         self.accepted = self._as_accepted(
             candidate.number, version, before.version, candidate.tally, best

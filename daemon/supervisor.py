@@ -57,7 +57,8 @@ _STARVED: Final = 10
 """The learner may stand still for so many times its deadline, as long as it computes nothing."""
 _WINDOW_S: Final = 600.0
 _DUMP_S: Final = 1.0
-_LEAVE_S: Final = 30.0
+_LEAVE_S, _ABANDON_S = 30.0, 10.0
+"""How long a learner that is to leave may take for its batch; then, for a step of it."""
 _ORDER_S: Final = 60.0
 _REFUSED: Final = 2
 """`learnermain.REFUSED`, which this process does not load."""
@@ -392,13 +393,19 @@ class _Life:
         self.process.wait()
 
     def end(self, hear: Callable[[FromLearner], None]) -> None:
-        """Ask it to leave, and listen to its last words."""
+        """Ask it to leave, after a while in the middle of its batch; listen to its last words."""
         self.line.stop()
-        deadline = self._clock() + _LEAVE_S
+        if not self._has_left(hear, _LEAVE_S):
+            self.process.terminate()
+            self._has_left(hear, _ABANDON_S)
+
+    def _has_left(self, hear: Callable[[FromLearner], None], within_s: float) -> bool:
+        deadline = self._clock() + within_s
         with suppress(WireError):
             while self.process.poll() is None and self._clock() < deadline:
                 for said in self.line.received(_TICK_MS):
                     hear(said)
+        return self.process.poll() is not None
 
     def close(self) -> None:
         """Kill what is left, and free the line."""

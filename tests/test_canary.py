@@ -139,6 +139,43 @@ def test_poison_is_not_served_where_earlier_clips_are_at_hand(taught, tmp_path):
         assert [a.number for a in bench.spool.status().set_aside] == [3]
 
 
+def overflowing(learner: OnlineLearner) -> None:
+    """Masks stay as good as they are; each weight is finite, and scores of classes are not."""
+    head = learner.network.head
+    with torch.no_grad():
+        head.linear.weight.fill_(3e38)
+
+
+@pytest.mark.parametrize("judged_by", ["next clips", "own clips"])
+def test_what_says_nothing_finite_in_the_form_that_is_served_is_refused(
+    taught, tmp_path, monkeypatch, judged_by
+):
+    """Though it passes by its masks; its own batch is set aside, and the judging one learned."""
+    bench = bench_on(taught, tmp_path)
+    learn = OnlineLearner.learn
+
+    def learn_and_break(self, clips, batches, seed):
+        loss = learn(self, clips, batches, seed)
+        if clips[0].clip_id == "clip-0":
+            overflowing(self)
+        return loss
+
+    monkeypatch.setattr(OnlineLearner, "learn", learn_and_break)
+    with bench.spool:
+        good(bench, 0, 1)
+        if judged_by == "own clips":
+            bench.wait(7)
+            bench.turns()
+            assert bench.learning.info().refused == 1
+        good(bench, 4, 5)
+        (aside,) = bench.spool.status().set_aside
+        assert aside.number == 1
+        assert "nothing finite in the form that is served" in aside.reason
+        info = bench.learning.info()
+        assert (info.refused, info.candidate) == (1, 2)
+        assert not bench.publications
+
+
 @pytest.mark.slow
 def test_slow_erosion_is_refused_though_each_step_is_small(taught, tmp_path):
     """Across a death too: the checkpoint holds the best weights, of a version not kept any more."""

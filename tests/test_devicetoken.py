@@ -17,7 +17,7 @@ import torch
 from atlasd.daemon import devicetoken
 from atlasd.daemon.config import load_config
 from atlasd.daemon.devicetoken import FrameToken, StepToken
-from atlasd.daemon.engine import TorchEngine
+from atlasd.daemon.engine import TorchEngine, Weights
 from atlasd.daemon.onlinelearner import LearnSettings, OnlineLearner
 from atlasd.daemon.parts import token_path
 from atlasd.streams.clips import AudioWindow, Sample, VideoFrame
@@ -146,6 +146,21 @@ def test_an_engine_holds_the_token_for_each_frame_and_waiting_counts(tmp_path):
     assert (tmp_path / "device").stat().st_mode & 0o777 == 0o600
     engine.close()
     plain.close()
+
+
+def test_a_swap_holds_the_token_and_is_not_taken_for_a_frame(tmp_path, monkeypatch):
+    """The next frame is expected by the pace of frames, whatever comes between."""
+    token = FrameToken(tmp_path / "device")
+    engine = TorchEngine(tiny_network(), "cpu", 1, token=token)
+    name = next(name for name in engine.layout if name.endswith("bias"))
+    shape, _ = engine.layout[name]
+    other = Weights("other", engine.categories, {name: np.ones(shape, np.float32)})
+    with process(HOLDS, tmp_path, "held"):
+        assert engine.swap(other) >= devicetoken.PATIENCE_NS / MS
+    assert engine.version == "other"
+    assert (engine.network.state_dict()[name] == 1).all()
+    assert devicetoken._Board(tmp_path / "device").read() == (False, 0)  # no frame came yet
+    engine.close()
 
 
 def test_a_learner_learns_the_same_bits_with_the_token(tmp_path):

@@ -14,7 +14,8 @@ from contextlib import closing, suppress
 import pytest
 from atlasd.daemon import learnermain, spoolfile
 from atlasd.daemon.infos import LearnerInfo
-from atlasd.daemon.labels import Refused
+from atlasd.daemon.labelclips import write_clip
+from atlasd.daemon.labels import Refused, pack_stored
 from atlasd.daemon.learnermain import REFUSED, STOPPED
 from atlasd.daemon.learnline import DaemonEnd, LearnerEnd
 from atlasd.daemon.orders import Carried, Order
@@ -28,6 +29,7 @@ from atlasd.daemon.spoolfile import (
     StorageError,
     passes,
 )
+from learnbench import toy
 from served import tiny_checkpoint, tiny_config
 
 
@@ -124,6 +126,30 @@ def test_a_spool_that_is_no_spool_is_not_waited_for(tmp_path):
         process.kill()
         process.wait()
         line.close()
+
+
+@pytest.mark.slow
+def test_a_learner_that_is_ended_leaves_between_two_steps_of_a_batch_without_end(tmp_path):
+    """Its clips are there, nothing counts against them, and the folder is free again."""
+    config = learning_config(tmp_path)
+    learner = config.learner.model_copy(update={"passes": 100, "clips": 64, "frames": 1})
+    config = config.model_copy(update={"learner": learner})
+    with Spool(config.intake.spool) as spool:
+        for k in range(64):
+            spool.append(f"clip-{k}", pack_stored(write_clip(toy(k))))
+    line = DaemonEnd(f"ipc://{tmp_path}/line")
+    process = learner_of(config, line.endpoint)
+    try:
+        until(line, process, lambda info: info.state == "learning" and info.steps > 10)
+        process.terminate()
+        assert process.wait(20) == STOPPED
+    finally:
+        process.kill()
+        process.wait()
+        line.close()
+    with Spool(config.intake.spool) as spool:
+        assert spool.status().clips == {"journaled": 64}
+        assert spool.try_batch(1) == 0
 
 
 @pytest.mark.parametrize(("name", "before"), [("resume", True), ("pause", False)])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from atlasd.daemon import learnstore, spoolfile
+from atlasd.daemon.foundation import LeavingError
 from atlasd.daemon.labelclips import write_clip
 from atlasd.daemon.labels import Refused, pack_stored
 from atlasd.daemon.learnermain import carry_out
@@ -257,6 +258,42 @@ def test_a_full_disk_does_not_count_as_the_batchs_fault(bench, monkeypatch):
     bench.turns()
     assert not bench.spool.status().set_aside
     assert bench.learning.info().clips == 6
+
+
+@pytest.mark.parametrize("work", ["learn", "look"])
+def test_leaving_in_the_middle_does_not_count_as_the_batchs_fault(tmp_path, work):
+    """Five times; what was at work is begun anew, and comes to the weights of who never left."""
+    leaves = False
+
+    def beat():
+        if leaves:
+            raise LeavingError
+
+    bench, other = Bench(tmp_path / "one", beat=beat), Bench(tmp_path / "other")
+    for each in (bench, other):
+        each.put(*(toy(k) for k in range(4)))
+    with bench.spool, other.spool:
+        if work == "look":
+            bench.turns()
+        for _ in range(5):
+            bench.wait(7)
+            leaves = True
+            with pytest.raises(LeavingError):
+                bench.turns()
+            leaves = False
+            bench.learning.close()
+            bench.begin()
+            if work == "look":
+                bench.turns()
+        for each in (bench, other):
+            each.turns()
+            each.wait(7)
+            each.turns()
+        assert not bench.spool.status().set_aside
+        assert bench.learning.info().clips == 4
+        one, two = bench.publications[-1], other.publications[-1]
+        assert one.reason == two.reason == "unjudged"
+        assert same(one.tensors, two.tensors)
 
 
 def test_a_busy_spool_does_not_count_as_the_candidates_fault(bench, monkeypatch):

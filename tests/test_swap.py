@@ -10,6 +10,8 @@ from atlasd.daemon.memory import resident_mb
 from atlasd.daemon.onlinelearner import LearnSettings, OnlineLearner
 from atlasd.daemon.pipeline import Result
 from atlasd.daemon.results import mask_message
+from atlasd.model.fusion import ClassHead
+from atlasd.model.training import TrainingError
 from atlasd.streams.clips import AudioWindow, Sample, VideoFrame
 from served import tiny_engine, tiny_network
 
@@ -73,6 +75,21 @@ def test_masks_after_a_swap_are_those_of_the_network_that_was_trained():
     np.testing.assert_allclose(after.logits, expected.mask_logits[0].numpy(), atol=1e-4)
 
 
+def test_weights_that_say_nothing_finite_when_merged_are_not_given_to_be_served():
+    """Each is finite by itself; random numbers are as they were."""
+    learner = OnlineLearner(tiny_network(), LearnSettings())
+    state = torch.get_rng_state()
+    learner.serving()
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        for name, parameter in learner.network.named_parameters():
+            if ".lora_" in name:
+                parameter.fill_(1e25)
+    assert all(bool(p.isfinite().all()) for p in learner.network.parameters())
+    with pytest.raises(TrainingError, match="nothing finite in the form that is served"):
+        learner.serving()
+
+
 def test_a_head_grows_shrinks_and_goes_with_the_weights():
     engine = tiny_engine()
     network = tiny_network()
@@ -86,6 +103,28 @@ def test_a_head_grows_shrinks_and_goes_with_the_weights():
     engine.swap(bare)
     assert engine.categories == ()
     assert engine.infer([sample])[0].class_scores is None
+
+
+def test_a_head_that_grew_is_warm_before_the_next_frame():
+    """It ran once on tokens of the shape that frames have, in the swap; no frame was needed."""
+    engine = tiny_engine()
+    learner = OnlineLearner(tiny_network(), LearnSettings())
+    learner.network.grow(["dog", "cow"])
+    engine.infer([heard(engine)])
+    grown = weights(learner)
+    seen: list[tuple[int, ...]] = []
+
+    def note(module: torch.nn.Module, args: tuple[torch.Tensor], out: torch.Tensor) -> None:
+        if isinstance(module, ClassHead):
+            seen.append((*args[0].shape, *out.shape))
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        engine.swap(grown)
+        (in_the_swap,) = seen
+        engine.swap(grown)
+        assert len(seen) == 1  # of the same size: what was warm is warm
+        engine.infer([heard(engine)])
+    assert seen[1] == in_the_swap
 
 
 @pytest.mark.parametrize("names", [(), ("dog",)])
