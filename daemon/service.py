@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,7 @@ from .engine import Engine, EngineError, Weights
 from .fields import FieldError, to_map
 from .infos import LadderInfo
 from .intake import Intake
+from .introduction import Shape, hello_of, say_started
 from .lateintake import LateIntake
 from .memory import loaded_for_good, resident_mb
 from .messages import Event, Hello, ModelInfo
@@ -121,7 +122,6 @@ class Service:
         self._signals = signals
         self._clock = clock
         self._stream = config.source.stream
-        self._model = ModelInfo(preset=engine.preset, version=engine.version)
         self._tally = Tally(clock)
         self._troubles = Troubles(clock)
         self._report_due_ns = 0
@@ -144,7 +144,7 @@ class Service:
             source, self._engine, pipeline_options(self._config), clock=self._clock
         )
         self._bus.go_by(self._pipeline.policy)
-        self._shape = _Shape(source.source_size_px, source.fps, source.has_audio)
+        self._shape = Shape(source.source_size_px, source.fps, source.has_audio)
 
     def _open_intake(self) -> None:
         """Take labels; where what stands in the way may go by itself, later."""
@@ -221,7 +221,9 @@ class Service:
         """Publish until the stream ends; False where it is to be opened anew, as another kind."""
         self._report()
         self._bus.publish(self._hello())
-        self._say_started()
+        say_started(
+            self._config, self._engine, self._shape, self._bus.endpoint, self._pipeline.policy
+        )
         if self._signals.received:
             self._pipeline.stop()
         if self._pipeline.policy == "wait":
@@ -271,7 +273,6 @@ class Service:
             return
         offer, before = offered.offer, self._engine.version
         stall_ms = self._engine.swap(Weights(offer.version, offer.categories, offered.tensors))
-        self._model = ModelInfo(preset=self._engine.preset, version=offer.version)
         self._bus.publish(self._hello())
         data = {
             "from": before,
@@ -302,7 +303,7 @@ class Service:
                 if item.has_audio is not None:
                     self._troubles.found_again()
                     source = self._source
-                    self._introduce(_Shape(source.source_size_px, source.fps, item.has_audio))
+                    self._introduce(Shape(source.source_size_px, source.fps, item.has_audio))
             case Trouble(kind=kind) if kind in OPENINGS:
                 _log.info("%s", item.detail)
                 data = {"kind": kind, "count": item.count}
@@ -319,7 +320,7 @@ class Service:
             case Ended():
                 pass
 
-    def _introduce(self, shape: _Shape) -> None:
+    def _introduce(self, shape: Shape) -> None:
         """Say hello again where the stream is another than it was."""
         if shape != self._shape:
             self._shape = shape
@@ -370,21 +371,7 @@ class Service:
         _log.warning("nobody subscribed in time; publishing anyway")
 
     def _hello(self) -> Hello:
-        shape, engine, publish = self._shape, self._engine, self._config.publish
-        return Hello(
-            stream=self._stream,
-            source=self._source.kind,
-            frame_size=shape.size_px if all(shape.size_px) else None,
-            fps=shape.fps,
-            has_audio=shape.has_audio,
-            mask_shape=(engine.image_px, engine.image_px),
-            enc=publish.encoding,
-            threshold=publish.threshold,
-            classes=engine.categories,
-            window_s=engine.window_s,
-            sample_rate_hz=engine.sample_rate_hz,
-            model=self._model,
-        )
+        return hello_of(self._config, self._engine, self._source, self._shape)
 
     def _event(
         self,
@@ -401,32 +388,6 @@ class Service:
             detail=without_accounts(detail)[:_DETAIL_CHARACTERS],
             data=data or {},
         )
-
-    def _say_started(self) -> None:
-        engine, shape = self._engine, self._shape
-        width, height = shape.size_px
-        sound = "with sound" if shape.has_audio else "without sound"
-        fps = f"{shape.fps:.2f}" if shape.fps else "unknown"
-        _log.info(
-            "%s: %s; %s %s; masks at %s, policy %s",
-            self._config.source.label,
-            f"{width} x {height}, {fps} fps, {sound}" if width else "not reached yet",
-            engine.preset,
-            engine.version,
-            self._bus.endpoint,
-            self._pipeline.policy,
-        )
-        if (ladder := self._ladder_info()) is not None:
-            self._say_ladder(ladder)
-
-    def _say_ladder(self, ladder: LadderInfo) -> None:
-        rungs = ", ".join(f"{rung.px} px {rung.p95_ms:.1f} ms" for rung in ladder.rungs)
-        _log.info("deadline %g ms, p95 by rung: %s", ladder.deadline_ms, rungs)
-        if ladder.rungs[-1].p95_ms > ladder.deadline_ms:
-            _log.warning(
-                "no rung keeps the deadline: the smallest is used; raise model.deadline_ms or add"
-                " a smaller rung to model.ladder"
-            )
 
     def _finish(self, ending: str) -> None:
         """The last line of the log, and the summary beside the configuration."""
@@ -449,15 +410,6 @@ class Service:
             sum(drops.values()),
             sum(self._troubles.counts.values()),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """What hello says of the source; it may change with each opening."""
-
-    size_px: tuple[int, int]
-    fps: float | None
-    has_audio: bool
 
 
 def _open_source(

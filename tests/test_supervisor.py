@@ -11,7 +11,7 @@ from hashlib import sha256
 import msgpack
 import numpy as np
 import pytest
-from atlasd.daemon import supervisor
+from atlasd.daemon import learnerlife, supervisor
 from atlasd.daemon.config import Config
 from atlasd.daemon.fields import to_map
 from atlasd.daemon.labels import Refused
@@ -121,6 +121,28 @@ def test_orders_reach_the_learner_and_its_last_words_are_heard():
         assert (info.state, info.clips, info.pid) == ("stopped", 4, 0)
         assert not watched.announced
         assert isinstance(watched.order("pause"), Refused)
+
+
+BUSY = """
+import signal
+def leave(*_):
+    say("waiting", clips=5)
+    end(0)
+signal.signal(signal.SIGTERM, leave)
+say("learning", clips=3)
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_learner_that_is_busy_for_long_is_told_to_leave_where_it_is(monkeypatch):
+    """Its last words are heard, and it is not killed."""
+    monkeypatch.setattr(learnerlife, "_LEAVE_S", 0.2)
+    with Watched(BUSY) as watched:
+        watched.until(lambda: watched.supervisor.info().clips == 3)
+    info = watched.supervisor.info()
+    assert (info.state, info.clips) == ("stopped", 5)
+    assert not watched.announced
 
 
 def test_a_learner_that_dies_is_started_again_and_then_given_up():
