@@ -9,8 +9,8 @@ authors' code. What is other here:
   `unfreeze_backbone`.
 - W_z ends in GroupNorm instead of BatchNorm (see `tpavi`). The rest has no BatchNorm either way.
 - The coarsest stage of the decoder has one residual unit: its other one is never used there.
-- It learns by the loss that all systems here have, at one rate for all, not by the authors' (cross-
-  entropy, for several sources half of a Kullback-Leibler term at each stage besides; Adam, 1e-4).
+- It learns by the loss that all systems here have, at one rate for all, unless it is asked to learn
+  by the authors' own (`avsbenchloss`).
 - A class head reads the coarsest map after TPAVI, and a fresh mask is mostly empty, as in ATLAS.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,18 @@ from .network import Network, Output, Preset
 from .pyramid import PyramidEncoder
 from .refinenet import RefineDecoder
 from .tpavi import Tpavi
+
+
+class Stage(NamedTuple):
+    """What TPAVI makes of one of the backbone's maps.
+
+    Attributes:
+        maps: (B, D, h, w), what the decoder is given.
+        sounds: (B, D), the sound of each picture in the channels of the maps.
+    """
+
+    maps: Tensor
+    sounds: Tensor
 
 
 class AvsBench(Network):
@@ -51,15 +63,10 @@ class AvsBench(Network):
         Raises:
             ValueError: the pictures are no whole clips, or not each has the same number of sounds.
         """
-        B, T, n_sounds = len(frames), self.clip_frames, len(audio.embedding)
-        if B % T or n_sounds % B or not n_sounds:
-            raise ValueError(
-                f"got {B} frames and {n_sounds} sounds; clips of {T} consecutive frames are needed "
-                "(clip_frames), and the same number of sounds for each frame"
-            )
-        maps = [neck(x) for neck, x in zip(self.necks, self.visual(frames), strict=True)]
-        K = n_sounds // B
-        said = [self._hear(maps, audio.embedding[k::K], frames.shape[-2:]) for k in range(K)]
+        n_sounds = len(audio.embedding)
+        maps = self._see(frames, n_sounds)
+        K = n_sounds // len(frames)
+        said = [self._hear(maps, audio.embedding[k::K], frames.shape[-2:])[0] for k in range(K)]
         if K == 1:
             return said[0]
         masks, classes, fused = zip(*said, strict=True)
@@ -69,15 +76,47 @@ class AvsBench(Network):
             torch.stack(fused, dim=1).flatten(0, 1),
         )
 
-    def _hear(self, maps: Sequence[Tensor], embedding: Tensor, size: torch.Size) -> Output:
-        """What maps (B, D, h, w) say with one sound (B, De) for each picture."""
+    def forward_stages(
+        self, frames: Tensor, audio: AudioFeatures
+    ) -> tuple[Output, tuple[Stage, ...]]:
+        """`forward_features` of pictures with one sound each, and the stages that it went through.
+
+        Returns:
+            What the network says, and its stages from stride 4 to 32.
+
+        Raises:
+            ValueError: the pictures are no whole clips, or not each has one sound.
+        """
+        if len(audio.embedding) != len(frames):
+            raise ValueError(
+                f"got {len(frames)} frames and {len(audio.embedding)} sounds; each needs one"
+            )
+        maps = self._see(frames, len(frames))
+        out, heard = self._hear(maps, audio.embedding, frames.shape[-2:])
+        sounds = (cast(Tpavi, tpavi).align(audio.embedding) for tpavi in self.fusion)
+        return out, tuple(map(Stage, heard, sounds))
+
+    def _see(self, frames: Tensor, n_sounds: int) -> list[Tensor]:
+        """The backbone's maps in the decoder's channels, (B, D, h, w) each."""
+        B, T = len(frames), self.clip_frames
+        if B % T or n_sounds % B or not n_sounds:
+            raise ValueError(
+                f"got {B} frames and {n_sounds} sounds; clips of {T} consecutive frames are needed "
+                "(clip_frames), and the same number of sounds for each frame"
+            )
+        return [neck(x) for neck, x in zip(self.necks, self.visual(frames), strict=True)]
+
+    def _hear(
+        self, maps: Sequence[Tensor], embedding: Tensor, size: torch.Size
+    ) -> tuple[Output, tuple[Tensor, ...]]:
+        """What maps (B, D, h, w) say with one sound (B, De) for each picture, and they after it."""
         heard = tuple(
             tpavi(x, embedding, self.clip_frames)
             for tpavi, x in zip(self.fusion, maps, strict=True)
         )
         fused = heard[-1].permute(0, 2, 3, 1)  # (B, h, w, D)
         classes = self.head(fused) if self.head is not None else None
-        return Output(self.decoder(heard, size), classes, fused)
+        return Output(self.decoder(heard, size), classes, fused), heard
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,9 +57,14 @@ class Teacher:
 
 def answer(network: Network, batch: Batch) -> Output:
     """Run a network on a batch; sounds that are waves are encoded first."""
+    return network.forward_features(*inputs(network, batch))
+
+
+def inputs(network: Network, batch: Batch) -> tuple[Tensor, AudioFeatures]:
+    """A batch's pictures and sounds as `Network.forward_features` takes them."""
     device = next(network.parameters()).device
     if "tokens" in batch:
         audio = AudioFeatures(batch["tokens"].to(device), batch["embedding"].to(device))
     else:
         audio = network.encode_audio(network.log_mel(batch["waves"].to(device)))
-    return network.forward_features(network.normalise(batch["images"].to(device)), audio)
+    return network.normalise(batch["images"].to(device)), audio

@@ -205,7 +205,9 @@ def test_paper_grid_is_the_papers_setting():
     specs = grid_of(Path("paper"), data=Path("d"))
     assert {s.epochs for s in specs} == {30}
     assert {s.seed for s in specs} == {0, 1, 2, 3, 4}
-    assert {(s.lr, s.weight_decay, s.class_weight) for s in specs} == {(1e-3, 5e-4, 0.5)}
+    told = {(s.lr, s.weight_decay, s.class_weight, s.loss): s.name for s in specs}
+    assert told.pop((1e-4, 0.0, 0.5, "avsbench")) == "avsbench-own"
+    assert list(told) == [(1e-3, 5e-4, 0.5, "atlas")]
     assert {s.network for s in specs} == {"atlas", "avsbench"}
     assert {s.variants for s in specs} == {1}
     assert {s.features_of for s in specs} == {"atlas"}
@@ -249,6 +251,7 @@ def test_where_it_is_computed_is_no_part_of_what_a_run_is():
         ({"method": "magic"}, "there is no method 'magic'"),
         ({"options": {"strength": 1}}, "atlas has no option 'strength'"),
         ({"vary": {"colour": 1}}, "'colour' cannot be varied"),
+        ({"loss": "avsbench"}, "loss avsbench is of AVSBench's network, and tiny is another"),
         ({"features_of": "vgg"}, "features_of 'vgg' is unknown"),
         ({"split": "9-9"}, "split 9-9 needs at least 9 classes; there are 8"),
         (

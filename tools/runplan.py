@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..model.avsbench import AvsBenchPreset
 from ..model.method import Method
 from ..model.presets import PRESETS
 from ..streams.avsbench import Entry, Split
@@ -94,7 +95,13 @@ def method_faults(spec: RunSpec, method: Method) -> Iterator[str]:
         )
     if method.needs_classes and spec.subset == "ms3":
         yield f"{spec.method} needs class labels; {spec.protocol} has none"
-    frames = PRESETS[spec.network].vary(spec.vary).clip_frames
+    preset = PRESETS[spec.network]
+    if spec.loss == "avsbench" and not isinstance(preset, AvsBenchPreset):
+        yield (
+            f"loss avsbench is of AVSBench's network, and {spec.network} is another: set loss to "
+            "atlas, or network to avsbench or avsbench-lite"
+        )
+    frames = preset.vary(spec.vary).clip_frames
     if frames not in (1, FRAMES_PER_CLIP):
         yield (
             f"{spec.network} sees {frames} frames together, which would divide or mix clips of "

@@ -35,7 +35,7 @@ _PROTOCOLS = get_args(ProtocolName)
 _NAMED = {"network", "vary", "system", "protocol", "order", "seed"}
 """Keys that a run's folder names by themselves."""
 
-_LATER = ("bfloat16", "clip_norm", "features_of", "passes", "together")
+_LATER = ("bfloat16", "clip_norm", "features_of", "loss", "passes", "together")
 """Keys that came later count only where they say something: older runs are found."""
 
 Decoder = Literal["full", "lora_after_first"]
@@ -125,6 +125,8 @@ class RunSpec(BaseModel):
     """Largest norm of the whole gradient, as `learner.clip_norm`; 0 leaves it as it is."""
     class_weight: float = Field(default=0.5, ge=0)
     """λ_cls of Eq. 10."""
+    loss: Literal["atlas", "avsbench"] = "atlas"
+    """What is learned by: the ATLAS paper's, or that of AVSBench's authors for their network."""
     bfloat16: bool = False
     """Make the forward pass of training steps in bfloat16 where that is safe: faster on processors
     that have it. Encoded sounds, consolidation and scores stay float32."""

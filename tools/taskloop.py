@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..model.avsbench import AvsBench
+from ..model.avsbenchloss import MATCH_WEIGHT, avsbench_loss
 from ..model.checkpoints import read_tensors, write_tensors
 from ..model.consolidator import consolidator_of
 from ..model.epochs import fit
@@ -26,7 +28,7 @@ from ..model.method import Batch, Method, SegmentData
 from ..model.network import Network
 from ..model.presets import PRESETS
 from ..model.taskloss import task_loss
-from ..model.training import Settings, Trainer
+from ..model.training import LossFunction, Settings, Trainer
 from ..streams.manifest import Manifest, Task
 from .clipfeed import Arrival, ClipFeed
 from .clipscore import ClipScorer, PrequentialRow
@@ -254,7 +256,7 @@ class TaskLoop:
         )
         return Trainer(
             self.network,
-            task_loss(self.network, spec.class_weight),
+            self._loss(),
             settings,
             steps,
             self.files.path,
@@ -263,6 +265,15 @@ class TaskLoop:
             seed=_seed(spec.seed, "method"),
             notes=notes,
         )
+
+    def _loss(self) -> LossFunction:
+        """What the network learns by; of the authors' of AVSBench one of two, by the subset."""
+        network, spec = self.network, self.spec
+        if spec.loss == "atlas":
+            return task_loss(network, spec.class_weight)
+        assert isinstance(network, AvsBench)  # noqa: S101  `method_faults` refuses others
+        weight = MATCH_WEIGHT if spec.subset == "ms3" else 0.0
+        return avsbench_loss(network, spec.class_weight, weight)
 
     def _resume(self, trainer: Trainer) -> list[PrequentialRow]:
         """Go on with a task that was begun; the frames of its stream that were predicted before."""
