@@ -20,11 +20,11 @@ clip's frames together (`Network.clip_frames`); by default it sees one frame at 
 chooses by itself, as with ``frame``. The public code's vote over the batch lets the company in a
 test batch decide; it is not here.
 
-The authors' cross-entropy sees the logits of the current task's classes alone (``current_classes``;
-in their code, not in the paper). Here these are the rows that the segment names and those of labels
-that came in it all the same, as with blurred boundaries; where nobody tells segments, or none of
-their classes, it sees all so far. What is added is `λ_cls·(theirs − the task's)`, so that the total
-has theirs alone.
+The cross-entropy sees the logits of the current task's classes alone (``current_classes``), as in
+the authors' code. Which these are where boundaries blur is ours: the rows that the segment names,
+and from then on those of labels that came in it all the same. Where nobody tells segments, or none
+of their classes, it sees all so far. What is added is `λ_cls·(theirs − the task's)`, so that the
+total has theirs alone.
 """
 
 from __future__ import annotations
