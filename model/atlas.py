@@ -74,7 +74,10 @@ class AtlasPreset(Preset):
         "heads": (1, 2, 4, 8),
         "conditioning": (0, 1),
         "skips": (0, 1),
+        "clip_frames": range(1, 65),
     }
+    """``clip_frames`` changes nothing of the network: each frame is seen by itself. It tells those
+    who feed it to keep clips whole, for methods that look at a clip's frames together (L2P)."""
 
     visual: Callable[[int], VitEncoder | GridEncoder]
     heads: int = 1

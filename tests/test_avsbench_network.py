@@ -333,8 +333,14 @@ def test_what_cannot_be_varied_is_refused(changes, message):
         build("tiny-avsbench", vary=changes)
 
 
-def test_atlas_sees_single_frames_only():
-    network = build("tiny")
+def test_atlas_sees_each_frame_by_itself_however_many_come_together():
+    """What comes together is for methods to know; a clip need not be whole."""
+    network = stirred("tiny", categories=("dog", "car"))
     assert network.clip_frames == 1
-    with pytest.raises(ValueError, match="'clip_frames' cannot be varied"):
+    frames, log_mel = inputs(network, 4)
+    with torch.no_grad():
+        alone = network(frames, log_mel)
         network.clip_frames = 5
+        together = network(frames, log_mel)
+    assert torch.equal(alone.mask_logits, together.mask_logits)
+    assert torch.equal(alone.class_logits, together.class_logits)

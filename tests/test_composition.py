@@ -94,7 +94,6 @@ def test_dgr_reweights_what_no_penalty_has_touched(name):
 
 def test_a_part_at_strength_zero_is_as_if_it_were_not_there():
     plain = load("dgr")
-    vars(plain)["mixes_clips"] = True
     one, two = two_segments(Run(load("panda+dgr", {"share": 0}))), two_segments(Run(plain))
     assert same(one.network.state_dict(), two.network.state_dict())
     state = {f"dgr.{n}": value for n, value in two.method.state_dict().items()}
@@ -104,11 +103,11 @@ def test_a_part_at_strength_zero_is_as_if_it_were_not_there():
 @pytest.mark.parametrize(
     ("name", "facts"),
     [
-        ("panda+dgr", ("all", True)),
-        ("panda+atlas", ("lora", True)),
+        ("panda+dgr", ("all", False)),
+        ("panda+atlas", ("lora", False)),
         ("ewc+atlas", ("lora", False)),
         ("lwf+l2p", ("decoder", False)),
-        ("panda+fecam", ("decoder", True)),
+        ("panda+fecam", ("decoder", False)),
     ],
 )
 def test_what_one_narrows_is_narrowed_and_what_one_needs_is_needed(name, facts):
@@ -117,6 +116,10 @@ def test_what_one_narrows_is_narrowed_and_what_one_needs_is_needed(name, facts):
     assert (method.trainable, method.mixes_clips) == facts
     assert method.exemplar_free
     assert not (method.needs_boundaries or method.needs_classes or method.uses_task_id)
+
+
+def test_one_part_that_mixes_sounds_is_enough_for_all_to_get_waves():
+    assert load("panda+dgr", {"panda.sound": "mix"}).mixes_clips
 
 
 def test_facts_of_ones_own(tmp_path):

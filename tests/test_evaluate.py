@@ -15,14 +15,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from atlasd.model.method import MethodError
 from atlasd.model.methods import load as load_method
+from atlasd.model.methods import names as method_names
+from atlasd.model.pyramid import GridEncoder
+from atlasd.streams.manifest import ProtocolError
 from atlasd.streams.toyworld import write_dataset
 from atlasd.tools import cli
+from atlasd.tools.clipstore import read_entries
 from atlasd.tools.diskcache import DiskCache
 from atlasd.tools.evaluate import EvaluateError, Options, evaluate
 from atlasd.tools.launcher import Event, InProcess, Job, Workers
 from atlasd.tools.replay import replay
-from atlasd.tools.runnetwork import state_bytes
+from atlasd.tools.runnetwork import laid_out, state_bytes
 from atlasd.tools.runspec import GridError, RunSpec, expand, grid_of, shipped_grids
 from PIL import Image
 from rich.console import Console
@@ -278,12 +283,111 @@ def test_what_cannot_work_is_refused_before_anything_is_computed(changes, why, d
 
 
 def test_all_faults_are_told_at_once(data, tmp_path):
-    specs = [
-        RunSpec(data=data, **(SMALL | change)) for change in ({"method": "x"}, {"split": "9-1"})
-    ]
+    """A method that refuses its network among them, once for all seeds."""
+    avsbench = {"network": "tiny-avsbench", "vary": {"clip_frames": 1}, "method": "l2p"}
+    changes = [{"method": "x"}, {"split": "9-1"}, avsbench, avsbench | {"seed": 1}]
+    specs = [RunSpec(data=data, **(SMALL | change)) for change in changes]
     with pytest.raises(EvaluateError) as caught:
         evaluate(specs, options(tmp_path), told()[0])
-    assert len(str(caught.value).splitlines()) == 2
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert any(line.startswith("l2p: l2p needs a cross-attention") for line in lines)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("network", ["atlas-lite", "atlas", "avsbench-lite"])
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_takes_or_refuses_a_network_without_its_numbers(name, network, data):
+    """So that a grid's networks need not be made to ask; nothing but a refusal is raised."""
+    method = load_method(name)
+    layout = laid_out(RunSpec(data=data, network=network, method=name), method.trainable)
+    if (name, network) == ("l2p", "avsbench-lite"):
+        with pytest.raises(MethodError, match="avsbench-lite has none"):
+            method.prepare(layout)
+    else:
+        method.prepare(layout)
+    assert all(parameter.is_meta for parameter in layout.parameters())
+
+
+def test_a_method_that_must_see_numbers_is_asked_in_its_run(data, tmp_path):
+    (tmp_path / "curious.py").write_text(
+        "from ..method import Method\n"
+        "class Curious(Method):\n"
+        "    def prepare(self, network):\n"
+        "        super().prepare(network)\n"
+        "        self.start = float(next(network.parameters()).sum())\n"
+    )
+    spec = RunSpec(data=data, method="curious", **(SMALL | {"tasks": 1}))
+    assert evaluate([spec], options(tmp_path, methods=(tmp_path,)), told()[0])
+
+
+# -- domains that clustering finds ----------------------------------------------------------------
+
+
+DIL = SMALL | {"protocol": "dil", "split": ""}
+
+
+def test_a_domain_without_a_test_clip_refuses_the_grid_before_anything_is_learned(data, tmp_path):
+    """Eight training clips, each a domain, and eight test clips, two of which are near one."""
+    specs = [
+        RunSpec(data=data, method=method, seed=seed, **(DIL | {"protocol_tasks": 8}))
+        for method in ("finetune", "ewc")
+        for seed in (0, 1)
+    ]
+    good = RunSpec(data=data, **SMALL)
+    with pytest.raises(EvaluateError) as caught:
+        evaluate([good, *specs], options(tmp_path), told()[0])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2, "one a plan, which two methods share"
+    for seed, line in enumerate(lines):
+        assert line.startswith(f"finetune, ewc dil random, seed {seed}: domains ")
+        assert "have no test clip (the 8 domains have" in line
+        assert "ask for fewer tasks, or take another seed" in line
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ProtocolError) as later:
+        replay(specs[0], tmp_path / "run", cache=DiskCache(tmp_path / "cache", 1 << 30))
+    assert lines[0].endswith(later.value.lines[0]), "as the run itself would tell"
+
+
+def test_what_clips_are_like_is_computed_once_for_checks_and_runs(data, tmp_path, monkeypatch):
+    seen = []
+    forward = GridEncoder.forward
+
+    def counted(self, frames):
+        seen.append(len(frames))
+        return forward(self, frames)
+
+    monkeypatch.setattr(GridEncoder, "forward", counted)
+    spec = RunSpec(data=data, **(DIL | {"protocol_tasks": 8}))
+    with pytest.raises(EvaluateError):
+        evaluate([spec], options(tmp_path), told()[0])
+    clips = len(read_entries(data, "s4"))
+    assert seen == [1] * clips
+    with pytest.raises(ProtocolError):
+        replay(spec, tmp_path / "run", cache=DiskCache(tmp_path / "cache", 1 << 30))
+    assert len(seen) == clips, "out of the cache"
+
+
+def test_without_a_cache_nothing_is_computed_ahead_and_the_run_tells(data, tmp_path):
+    spec = RunSpec(data=data, **(DIL | {"protocol_tasks": 8}))
+    console, text = told()
+    assert not evaluate([spec], options(tmp_path, cache_gb=0), console)
+    assert "have no test clip" in text.getvalue()
+
+
+def test_features_that_were_looked_at_ahead_change_no_task(data, tmp_path):
+    """The run's manifest with the check before it is that without."""
+    spec = RunSpec(data=data, **(SMALL | {"order": "similarity", "tasks": 1}))
+    assert evaluate([spec], options(tmp_path), told()[0])
+    replay(spec, tmp_path / "alone")
+    manifests = [
+        (folder / "manifest.json").read_bytes()
+        for folder in (tmp_path / "runs" / spec.folder, tmp_path / "alone")
+    ]
+    assert manifests[0] == manifests[1]
+    before = torch.get_num_threads()
+    assert evaluate([spec], options(tmp_path), told()[0]), "what is dealt is not dealt again"
+    assert torch.get_num_threads() == before
 
 
 def test_data_that_is_not_sound_is_refused_with_what_is_wrong(tmp_path):
@@ -374,7 +478,7 @@ def test_a_state_is_about_as_large_as_was_thought(method, data, tmp_path):
         sizes.extend([path.stat().st_size] if path.exists() else [])
 
     replay(spec, tmp_path / "run", save_s=0, progress=look)
-    expected = state_bytes(spec, load_method(method).trainable)
+    expected = state_bytes(laid_out(spec, load_method(method).trainable))
     overhead = 200_000  # names of tensors, the class head, torch's random numbers
     assert 0.3 * expected < max(sizes) < expected + overhead
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from atlasd.model.lora import base_state
+from atlasd.model.losses import total_loss
 from atlasd.model.method import MethodError
 from atlasd.model.methods import load
 from atlasd.model.presets import QUERY_AND_VALUE, TINY, build
 from atlasd.model.teacher import Teacher, answer
 from atlasd.model.visual import VitEncoder
 from scipy.special import erf
-from test_methods import FIRST, PARTS, Run, assert_equal
+from test_methods import ALL, FIRST, PARTS, STEPS, Part, Run, assert_equal, batches, network_for
 
 PLACES = ("attention", "vit")
 
@@ -135,11 +136,189 @@ def test_a_vit_that_is_not_there_is_refused():
 
 
 @pytest.mark.parametrize(
-    "options", [{"chosen": 11}, {"chosen": 0}, {"length": 0}, {"pull": -1.0}, {"place": "head"}]
-)
+    "options",
+    [
+        {"chosen": 11}, {"chosen": 0}, {"length": 0}, {"pull": -1.0}, {"place": "head"},
+        {"query": "batch"},
+    ],
+)  # fmt: skip
 def test_options_out_of_bounds_are_named(options):
     with pytest.raises(MethodError, match=next(iter(options))):
         load("l2p", options)
+
+
+# -- who chooses ----------------------------------------------------------------------------------
+
+
+def queries_in_float64(network, batch, kind):
+    """What the frozen backbone makes of each picture, without prompts."""
+    frames = network.normalise(batch["images"])
+    with torch.no_grad():
+        if kind == "vit":
+            return network.visual.backbone.forward_features(frames)[:, 0].double().numpy()
+        return network.visual.maps(frames)[-1].mean(dim=(2, 3)).double().numpy()
+
+
+@pytest.mark.parametrize("query", ["video", "frame"])
+@pytest.mark.parametrize("kind", PLACES)
+def test_frames_of_a_clip_choose_together_by_the_mean_of_their_queries(kind, query):
+    network, method = prepared(kind, prompts=9, chosen=3, pull=1.0, query=query)
+    network.clip_frames = 3
+    batch = batch_of(network, 6)
+    with torch.no_grad():
+        out = answer(network, batch)
+    asked = queries_in_float64(network, batch, kind)
+    if query == "video":
+        asked = np.repeat([asked[:3].sum(axis=0) / 3, asked[3:].sum(axis=0) / 3], 3, axis=0)
+    keys = network.prompt_pool.keys.detach().double().numpy()
+    length = np.linalg.norm(asked, axis=1)[:, None] * np.linalg.norm(keys, axis=1)
+    cosines = asked @ keys.T / length
+    expected = np.argsort(-cosines, axis=1)[:, :3]
+    assert network.prompt_pool.nearest()[0].tolist() == expected.tolist()
+    pull = float(method.extra_loss(batch, out)["pull"].detach())
+    near = np.take_along_axis(cosines, expected, axis=1).sum(axis=1).mean()
+    assert pull == pytest.approx(-near, abs=1e-5)
+
+
+def test_who_chooses_matters_where_frames_differ_and_only_if_they_are_seen_together():
+    network, _ = prepared("vit", prompts=40, chosen=1)
+    batch = batch_of(network, 6)
+
+    def chosen(frames):
+        network.clip_frames = frames
+        with torch.no_grad():
+            answer(network, batch)
+        return network.prompt_pool.nearest()[0][:, 0].tolist()
+
+    alone, together = chosen(1), chosen(3)
+    assert alone != together
+    assert together == [together[0]] * 3 + [together[3]] * 3
+    assert chosen(1) == alone
+
+
+def test_a_clip_that_is_not_whole_is_refused():
+    network, _ = prepared()
+    network.clip_frames = 2
+    with pytest.raises(ValueError, match="got 3 frames; clips of 2"):
+        answer(network, batch_of(network, 3))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_copy_has_its_own_number_of_frames_together(place):
+    """What is served sees frames one by one, whatever the network that learns does."""
+    network, _ = prepared(place)
+    served = network.for_serving()
+    network.clip_frames = 3
+    batch = batch_of(network, 2)
+    with torch.no_grad():
+        assert answer(served, batch).mask_logits.shape == (2, 64, 64)
+    assert Teacher(network).network.prompt_pool._together() == 3
+
+
+# -- whose logits the cross-entropy sees ----------------------------------------------------------
+
+
+def total(method, network, batch):
+    """The loss that is differentiated, as the trainer puts it together."""
+    out = answer(network, batch)
+    terms = total_loss(out, batch["masks"], batch["valid"], batch["labels"], class_weight=0.5)
+    return sum(method.extra_loss(batch, out).values(), terms["loss"]), terms, out
+
+
+def cross_entropy_in_float64(logits, labels, rows):
+    """Mean over the labels that are known, of logits of some rows alone."""
+    losses = [
+        np.log(np.exp(one[rows]).sum()) - one[label]
+        for one, label in zip(logits.detach().double().numpy(), labels.tolist(), strict=True)
+        if label >= 0
+    ]
+    return np.mean(losses)
+
+
+def second_segment(method, classes=(2, 3)):
+    """The method where the class head has four rows, two of them of the segment."""
+    network = network_for(method, ALL)
+    method.prepare(network)
+    method.begin(Part(1, classes, 2))
+    return network, batches(method, network, PARTS[1], 1)[0]
+
+
+@pytest.mark.parametrize("labels", [[2, 3, 2], [3, -1, 3]])
+def test_the_cross_entropy_sees_the_logits_of_the_current_classes_alone(labels):
+    method = load("l2p", {"pull": 0.0})
+    network, batch = second_segment(method)
+    batch["labels"] = torch.tensor(labels)
+    loss, terms, out = total(method, network, batch)
+    masked = cross_entropy_in_float64(out.class_logits, batch["labels"], [2, 3])
+    plain = cross_entropy_in_float64(out.class_logits, batch["labels"], [0, 1, 2, 3])
+    assert plain - masked > 0.1
+    masks = float(terms["bce"].detach() + terms["dice"].detach())
+    assert float(loss.detach()) == pytest.approx(masks + 0.5 * masked, abs=1e-5)
+    loss.backward()
+    for parameter in (network.head.linear.weight, network.head.linear.bias):
+        assert not parameter.grad[:2].any(), "not even by rounding, which Adam would blow up"
+        assert parameter.grad[2:].any()
+
+
+def test_the_weight_of_the_classes_counts():
+    method = load("l2p", {"pull": 0.0})
+    method.weigh_classes(2.0)
+    network, batch = second_segment(method)
+    out = answer(network, batch)
+    found = float(method.extra_loss(batch, out)["current_classes"].detach())
+    masked, plain = (
+        cross_entropy_in_float64(out.class_logits, batch["labels"], rows)
+        for rows in ([2, 3], [0, 1, 2, 3])
+    )
+    assert found == pytest.approx(2 * (masked - plain), abs=1e-5)
+
+
+def test_a_label_of_another_segment_keeps_its_row_from_then_on():
+    """As blurred boundaries bring them: the loss stays finite."""
+    method = load("l2p", {"pull": 0.0})
+    network, batch = second_segment(method)
+    for labels, rows in (([2, 0, 3], [0, 2, 3]), ([2, 3, 3], [0, 2, 3])):
+        batch["labels"] = torch.tensor(labels)
+        loss, terms, out = total(method, network, batch)
+        masked = cross_entropy_in_float64(out.class_logits, batch["labels"], rows)
+        masks = float(terms["bce"].detach() + terms["dice"].detach())
+        assert float(loss.detach()) == pytest.approx(masks + 0.5 * masked, abs=1e-5)
+    method.begin(Part(2, (1,), 2))
+    assert method.state["current"].tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "segment"),
+    [
+        ({"current_classes": False}, Part(1, (2, 3), 2)),
+        ({}, None),
+        ({}, Part(1, (), 2)),
+    ],
+)
+def test_where_no_class_is_told_all_so_far_are_seen(options, segment):
+    method = load("l2p", {"pull": 0.0} | options)
+    network, batch = second_segment(method)
+    method.begin(segment)
+    loss, terms, _ = total(method, network, batch)
+    assert torch.equal(loss, terms["loss"])
+    assert method.state_dict() == {}
+
+
+def test_rows_of_strange_labels_outlive_a_restart(tmp_path):
+    """The trainer's state tells what `begin` cannot."""
+    path, blurred = tmp_path / "state.safetensors", (2,)
+    part = Part(1, blurred, 2)
+    whole, resumed = (Run(load("l2p")) for _ in range(2))
+    for run in (whole, resumed):
+        run.begin(part)
+    whole.learn(PARTS[1], 0, 3)
+    whole.trainer.save(path)
+    assert whole.method.state["current"].tolist() == [False, False, True, True]
+    resumed.trainer.restore(path)
+    for run in (whole, resumed):
+        run.learn(PARTS[1], 3, STEPS)
+        run.consolidate(PARTS[1])
+    assert_equal(whole, resumed)
 
 
 # -- in the ViT -----------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_table_2_tells_what_differs_and_leaves_absent_systems_out(found):
     cil, free = ablation_tables(found)
     assert [row[:2] for row in cil.rows] == [("a", "nothing"), ("b", "c=2.0")]
     assert [row[0] for row in free.rows] == ["a"]
-    of_b = [cell.mean for cell in cil.rows[1][2:-1]]
+    of_b = [cell.mean for cell in cil.rows[1][2:]]
     # mAP, LA, F, FWT, incremental, A_AUC, mIoU, Max-F
     assert of_b == pytest.approx([80, 85, 10, 30, 80, 80, 80, 80])
 
@@ -159,20 +159,36 @@ def test_tasks_and_streams_have_tables_where_they_were_scored(tmp_path):
 def test_max_f_is_over_groups_as_its_note_says_or_missing(tmp_path):
     """A run that kept curves by task alone has no Max-F over groups, and is given no other."""
     cells = {"summary": {"AA": 0.7, "F": 0.3}, "matrix": [[0.6, 0.2], [0.3, 0.7]]}
-    for system, kept in (("old", ("AP", "J")), ("new", ("AP", "J", "F", "F_batch"))):
+    batched = {"old": (), "four": ("F", "F_batch"), "new": ("F", "F_batch", "F_batch2", "F_batch1")}
+    for system, kept in batched.items():
         metrics = write_run(tmp_path, system, "task-free") / "metrics.json"
         told = json.loads(metrics.read_text())
         told["measures"]["F"]["summary"] = {"AA": 0.99, "F": 0.01}
-        told["groups"] = dict.fromkeys(kept, cells)
+        told["groups"] = dict.fromkeys(("AP", "J", *kept), cells)
         metrics.write_text(json.dumps(told))
     found = study(read_runs([tmp_path])[0])
     (table,) = ablation_tables(found)
-    new, old = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
-    assert (new["Max-F"].mean, new["by batch"].mean) == (70, 70)
-    assert (old["Max-F"], old["by batch"]) == (None, None)
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    names = ("Max-F", "b = 4", "b = 2", "b = 1")
+    means = {
+        system: [row[name] and row[name].mean for name in names] for system, row in rows.items()
+    }
+    assert means == {
+        "old": [None] * 4, "four": [70, 70, None, None], "new": [70, 70, 70, 70]
+    }  # fmt: skip
     assert "Max-F –: runs of earlier versions" in table.note
+    assert "b – or without a column: runs of earlier versions" in table.note
     by_task = task_table(found, "F")
-    assert [row[1].mean for row in by_task.rows] == [99, 99]
+    assert [row[1].mean for row in by_task.rows] == [99, 99, 99]
+
+
+def test_batches_that_no_run_kept_have_no_column(tmp_path):
+    metrics = write_run(tmp_path) / "metrics.json"
+    told = json.loads(metrics.read_text())
+    told["measures"]["F_batch"] = told["measures"]["F"]
+    metrics.write_text(json.dumps(told))
+    (table,) = ablation_tables(study(read_runs([tmp_path])[0]))
+    assert [name for name in table.columns if name.startswith("b = ")] == ["b = 4"]
 
 
 def test_long_form_has_interval_and_n_of_everything(found):

@@ -23,8 +23,9 @@ from .runspec import RunSpec
 _FRAMES = 20
 """Frames in one forward pass: four clips."""
 
-_BATCH_CLIPS = 4
-"""Clips in a batch of AVSBench's test, over which its F takes maxima."""
+_BATCHES = (4, 2, 1)
+"""Clips in a batch of a test, over which AVSBench's F takes maxima: its own, and what others had
+(AVSegFormer 2; COMBO and most later ones 1)."""
 
 _MIDDLE = 2
 
@@ -99,8 +100,9 @@ class ClipScorer:
             curves: of F, of all scored frames of some clips, clip by clip, as `score` gives them.
         """
         objects = curves[~np.isnan(curves[:, 0])]
-        batches = best_of_batches(curves, _BATCH_CLIPS * (1 if self._one else FRAMES_PER_CLIP))
-        return Curve(objects.sum(axis=0).tolist(), len(objects), batches.tolist())
+        frames = 1 if self._one else FRAMES_PER_CLIP
+        batches = (best_of_batches(curves, clips * frames).tolist() for clips in _BATCHES)
+        return Curve(objects.sum(axis=0).tolist(), len(objects), *batches)
 
     def examples(
         self, clips: Sequence[str], segments: Sequence[Segment]

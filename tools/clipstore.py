@@ -116,6 +116,18 @@ class ClipStore:
             torch.from_numpy(found["tokens"]), torch.from_numpy(found["embedding"])
         )
 
+    def kept(
+        self, clip: str, what: str, make: Callable[[], Mapping[str, NDArray[np.generic]]]
+    ) -> Arrays:
+        """Arrays of a clip, computed once.
+
+        Args:
+            clip: its id.
+            what: names all that they depend on besides the clip.
+            make: computes them, by name.
+        """
+        return self._kept(f"{what} {self._named(clip)}", make)
+
     def _named(self, clip: str) -> str:
         """What a clip's arrays in the cache depend on; its files are looked at once a run."""
         if clip not in self._stamps:

@@ -219,6 +219,8 @@ def report(
             "F_at",
             "F",
             "F_batch",
+            "F_batch2",
+            "F_batch1",
             "J",
             "J_object",
             "Dice_object",

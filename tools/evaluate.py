@@ -11,6 +11,7 @@ from rich.progress import TimeElapsedColumn as Elapsed
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
+from .domainchecks import domain_faults
 from .launcher import Event, InProcess, Job, Launcher, Workers
 from .runchecks import faults
 from .runfolder import RunFolder
@@ -39,7 +40,8 @@ def evaluate(specs: Sequence[RunSpec], options: Options, console: Console | None
         EvaluateError: something is wrong with a run or its data; nothing was begun.
     """
     console = console or Console(stderr=True)
-    if wrong := list(faults(specs, options, console)):
+    wrong = list(faults(specs, options, console)) or list(domain_faults(specs, options, console))
+    if wrong:
         raise EvaluateError("\n".join(dict.fromkeys(wrong)))
     jobs = [
         Job(

@@ -13,8 +13,8 @@ from .reportstudy import Setting, Study
 MAX_F = "F"
 """The measure that tables and heat maps call Max-F: Eq. 12 over all frames of a cell at once."""
 
-BATCH_F = "F_batch"
-"""AVSBench's F, whose maximum is taken batch by batch."""
+BATCH_F = {"F_batch": 4, "F_batch2": 2, "F_batch1": 1}
+"""AVSBench's F, whose maximum is taken batch by batch, and of how many clips these are."""
 
 
 class Number(NamedTuple):
@@ -154,13 +154,13 @@ def ablation_tables(study: Study) -> list[Table]:
         ("A_AUC", ("AP", "A_AUC"), max),
         ("mIoU", ("J", "AA"), max),
         ("Max-F", (MAX_F, "AA"), max),
-        ("by batch", (BATCH_F, "AA"), max),
+        *((f"b = {clips}", (measure, "AA"), max) for measure, clips in BATCH_F.items()),
     )
     note = (
         "Percent, mean ± standard deviation over seeds; mAP, mIoU and Max-F after the last task, "
         "the others of AP. incr.: mean over t of the mean over the tasks seen by then. Max-F: "
-        "Eq. 12, the best F of the mean curve of a cell's frames; by batch: AVSBench's, the mean "
-        "of the best F of each batch of four test clips."
+        "Eq. 12, the best F of the mean curve of a cell's frames; b: AVSBench's, the mean of the "
+        "best F of each batch of b test clips (its own b is 4)."
     )
     tables: list[Table] = []
     for setting in study.settings:
@@ -168,18 +168,19 @@ def ablation_tables(study: Study) -> list[Table]:
         told = note + _grouped(study, (setting,))
         differences = study.differences(setting)
         columns: list[Sequence[Cell]] = [[_told(differences[name]) for name in names]]
-        for _, key, better in keys:
+        own = [one for one in keys if one[1][0] not in BATCH_F or _kept(study, setting, one[1])]
+        for _, key, better in own:
             column = [study.spread(name, setting, *key) for name in names]
             columns.append(ranked(column, better, scale=100))
-        heads = ("differs in", *(name for name, _, _ in keys))
+        heads = ("differs in", *(name for name, _, _ in own))
         runs = [run for name in names for run in study.of(name, setting)]
         if any(run.is_grouped and (MAX_F, "AA") not in run.values for run in runs):
             told += (
                 " Max-F –: runs of earlier versions kept its curves by task, which do not say what "
                 "it is over groups."
             )
-        if any((BATCH_F, "AA") not in run.values for run in runs):
-            told += " By batch –: runs of earlier versions did not keep it."
+        if any((measure, "AA") not in run.values for run in runs for measure in BATCH_F):
+            told += " b – or without a column: runs of earlier versions did not keep it."
         title = f"{setting.title}: what differs, and what it is worth"
         tables.append(_table(f"table2-{setting.stem}", title, told, (), heads, names, columns))
     return tables
@@ -328,9 +329,8 @@ def run_rows(study: Study) -> tuple[list[str], list[tuple[Any, ...]]]:
 
 def shown(measure: str) -> str:
     """What tables call a measure."""
-    return {"AP": "mAP", "J": "mIoU", MAX_F: "Max-F", BATCH_F: "Max-F by batch"}.get(
-        measure, measure
-    )
+    batched = {name: f"Max-F by batch of {clips}" for name, clips in BATCH_F.items()}
+    return {"AP": "mAP", "J": "mIoU", MAX_F: "Max-F", **batched}.get(measure, measure)
 
 
 def _table(
@@ -346,6 +346,12 @@ def _table(
     repeated = tuple(heads) * (len(groups) or 1)
     rows = tuple(zip(systems, *columns, strict=True))
     return Table(name, title, note, tuple(groups), ("system", *repeated), rows)
+
+
+def _kept(study: Study, setting: Setting, key: Key) -> bool:
+    """Whether any run of a setting has a number."""
+    runs = (run for name in study.systems for run in study.of(name, setting))
+    return any(key in run.values for run in runs)
 
 
 def _has(study: Study, name: str, setting: Setting, measure: str) -> bool:

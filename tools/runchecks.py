@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from rich.console import Console
 
 from ..model.method import Method, MethodError
 from ..model.methods import load as load_method
+from ..model.network import Network
 from ..model.presets import PRESETS
 from ..streams.avscheck import check
 from ..streams.avslayout import DatasetError, Subset, SubsetFolder, find_subset
@@ -21,7 +24,7 @@ from .clipstore import read_entries
 from .countbar import count_bar
 from .filestamps import look_of
 from .runfolder import RunError, RunFolder
-from .runnetwork import state_bytes
+from .runnetwork import laid_out, state_bytes
 from .runoptions import Options
 from .runplan import clips_of, method_faults, plan_faults
 from .runspec import RunSpec
@@ -31,8 +34,14 @@ _LEAST_BYTES = 2 * _GB
 """What must be free on the disk that runs are written to, however small their states."""
 
 
+_Layouts = Mapping[object, Network]
+"""The networks of runs without their numbers, by `_layout`."""
+
+
 def faults(specs: Sequence[RunSpec], options: Options, console: Console) -> Iterator[str]:
     """All that can be known to be wrong before anything is computed.
+
+    What clustering of clips alone tells is left to `domainchecks`.
 
     Args:
         specs: the runs.
@@ -51,8 +60,11 @@ def faults(specs: Sequence[RunSpec], options: Options, console: Console) -> Iter
             yield from (f"{spec.name}: {line}" for line in method_faults(spec, method))
         except (MethodError, ValueError) as error:
             yield f"{spec.name}: {error}"
+    layouts = _laid_out(works)
+    yield from _prepare_faults(works, layouts)
     yield from _device_faults(left, options)
-    yield from _room([(spec, method) for spec, method in works if spec in left], options)
+    states = [state_bytes(layouts[_layout(*work)]) for work in works if work[0] in left]
+    yield from _room(states, options)
     halves: dict[tuple[Path, Subset], None] = dict.fromkeys((s.data, s.subset) for s in specs)
     for root, subset in halves:
         found = find_subset(root, subset)
@@ -80,6 +92,41 @@ def _method_of(spec: RunSpec, options: Options) -> Method:
     return load_method(spec.method, spec.options, options.methods)
 
 
+def _layout(spec: RunSpec, method: Method) -> object:
+    """What the network of a run is laid out by."""
+    return spec.network, *sorted(spec.vary.items()), spec.trainable or method.trainable
+
+
+def _laid_out(works: Sequence[tuple[RunSpec, Method]]) -> _Layouts:
+    kinds = {_layout(spec, method): (spec, method) for spec, method in works}
+    return {kind: laid_out(spec, method.trainable) for kind, (spec, method) in kinds.items()}
+
+
+def _prepare_faults(works: Sequence[tuple[RunSpec, Method]], layouts: _Layouts) -> Iterator[str]:
+    """Methods that refuse the network of their run; each is asked once about each."""
+    told: dict[object, str] = {}
+    for spec, method in works:
+        if type(method).prepare is Method.prepare:
+            continue  # it takes any
+        kind = _layout(spec, method)
+        asked = (kind, spec.method, json.dumps(spec.options, sort_keys=True))
+        if asked not in told:
+            told[asked] = _refusal(method, copy.deepcopy(layouts[kind]))
+        if told[asked]:
+            yield f"{spec.name}: {told[asked]}"
+
+
+def _refusal(method: Method, network: Network) -> str:
+    """Why a method cannot be prepared for a network; "" where nothing is known against it."""
+    try:
+        method.prepare(network)
+    except MethodError as error:
+        return str(error)
+    except Exception:  # noqa: BLE001  one of a user's that needs numbers: its run will tell
+        return ""
+    return ""
+
+
 def _folder_faults(spec: RunSpec, options: Options) -> Iterator[str]:
     """A folder that holds another run; likewise the one whose scores would be taken."""
     folders = [(spec, RunFolder(options.out / spec.folder))]
@@ -105,22 +152,23 @@ def _device_faults(left: Sequence[RunSpec], options: Options) -> Iterator[str]:
             )
 
 
-def _room(left: Sequence[tuple[RunSpec, Method]], options: Options) -> Iterator[str]:
-    """Too small a disk: of each run at work a state is there, the next, and a boundary."""
+def _room(states: Sequence[int], options: Options) -> Iterator[str]:
+    """Too small a disk: of each run at work a state is there, the next, and a boundary.
+
+    Args:
+        states: bytes of the states of the runs that are left.
+        options: where and by how many.
+    """
     folder = options.out
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         yield f"{options.out} cannot be written: name another folder"
         return
-    if not left:
+    if not states:
         return
-    kinds = {
-        (spec.network, *sorted(spec.vary.items()), spec.trainable or method.trainable): at
-        for at, (spec, method) in enumerate(left)
-    }
-    largest = max(state_bytes(left[at][0], left[at][1].trainable) for at in kinds.values())
-    at_once = max(1, min(options.workers, len(left)))
+    largest = max(states)
+    at_once = max(1, min(options.workers, len(states)))
     needed = max(_LEAST_BYTES, 3 * largest * at_once)
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -93,11 +93,15 @@ class Curve(NamedTuple):
         objects: how many these are.
         batches: `metrics.best_of_batches` of four clips each, as AVSBench's test takes them; None:
             not kept, as by earlier versions.
+        pairs: of two clips each; likewise.
+        singles: of one clip each; likewise.
     """
 
     sum: list[float]
     objects: int
     batches: list[float] | None = None
+    pairs: list[float] | None = None
+    singles: list[float] | None = None
 
 
 class RunFolder:

@@ -33,9 +33,16 @@ MEASURES: dict[str, Callable[[FrameRow], float]] = {
 """Values of a frame that are averaged over a cell's frames, NaN left out: AP is the paper's mAP.
 Besides these there are `POOLED`."""
 
-POOLED = ("F", "F_batch")
-"""``F``, pooled over a cell's frames before its maximum is taken, and AVSBench's, whose maximum is
-taken in each batch of four test clips, for comparison with numbers that were had so."""
+BATCHED: dict[str, Callable[[Curve], list[float] | None]] = {
+    "F_batch": lambda curve: curve.batches,
+    "F_batch2": lambda curve: curve.pairs,
+    "F_batch1": lambda curve: curve.singles,
+}
+"""AVSBench's F, whose maximum is taken in each batch of four test clips, as it does, of two or of
+one, as others do: for comparison with numbers that were had so, which depend on it."""
+
+POOLED = ("F", *BATCHED)
+"""``F``, pooled over a cell's frames before its maximum is taken, and `BATCHED`."""
 
 QUIET = 0.005
 """Share of pixels under which a mask counts as none."""
@@ -147,7 +154,7 @@ def _pooled(name: str, curves: Sequence[Curve]) -> float:
         return f_measure_pooled([np.array(c.sum) for c in curves], [c.objects for c in curves])
     if not sum(c.objects for c in curves):
         return math.nan
-    batches = [c.batches for c in curves if c.batches is not None]
+    batches = [best for curve in curves if (best := BATCHED[name](curve)) is not None]
     return math.nan if len(batches) < len(curves) else fmean(itertools.chain(*batches))
 
 

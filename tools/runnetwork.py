@@ -35,15 +35,18 @@ def make_features_network(spec: RunSpec) -> Network:
     return network.to(spec.device)
 
 
-def state_bytes(spec: RunSpec, trainable: Trainable) -> int:
-    """About what a saved state of the run takes; the network is laid out without its numbers.
+def laid_out(spec: RunSpec, trainable: Trainable) -> Network:
+    """The network of `make_network` without its numbers (on torch's device ``meta``)."""
+    with torch.device("meta"):
+        return _built(spec, trainable, pretrained=False)
+
+
+def state_bytes(network: Network) -> int:
+    """About what a saved state of a run takes.
 
     Args:
-        spec: names it.
-        trainable: as of `make_network`.
+        network: that the run starts from; it may be without its numbers.
     """
-    with torch.device("meta"):
-        network = _built(spec, trainable, pretrained=False)
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     return _TENSORS * trained + sum(b.nbytes for b in network.buffers())
 

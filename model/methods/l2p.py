@@ -14,16 +14,22 @@ Where prompts join depends on the network (``place``):
 - ``attention`` (ours), for every other backbone of ATLAS: among the keys and values of the
   cross-attention, beside the tokens of the sound. The query is `visual.summary`.
 
-Pictures choose one by one; the public code's vote over the batch lets the company in a test batch
-decide. (One choice for a video, by the mean of its frames' queries, would flicker less; ATLAS's
-network sees one picture at a time, of a stream that has no videos.)
+Who chooses (ours; the paper has pictures, no videos): a clip, by the mean of its frames' queries
+(``query`` ``video``), so that its masks do not flicker with the choice, where the network sees a
+clip's frames together (`Network.clip_frames`); by default it sees one frame at a time, and each
+chooses by itself, as with ``frame``. The public code's vote over the batch lets the company in a
+test batch decide; it is not here.
 
-The authors' cross-entropy sees the logits of the current task's classes alone; here all methods
-have one loss, over all classes so far.
+The cross-entropy sees the logits of the current task's classes alone (``current_classes``), as in
+the authors' code. Which these are where boundaries blur is ours: the rows that the segment names,
+and from then on those of labels that came in it all the same. Where nobody tells segments, or none
+of their classes, it sees all so far. What is added is `λ_cls·(theirs − the task's)`, so that the
+total has theirs alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,7 +38,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..fusion import Fusion
-from ..method import Batch, Method, MethodError, Trainable
+from ..losses import NO_LABEL
+from ..method import Batch, Method, MethodError, Segment, Trainable, labels_of
 from ..network import Network, Output
 from ..visual import VitEncoder, last_stage, summary
 
@@ -45,14 +52,31 @@ class PromptPool(nn.Module):
     """
 
     def __init__(
-        self, prompts: int, length: int, dim: int, query_dim: int, chosen: int, seed: int
+        self,
+        prompts: int,
+        length: int,
+        dim: int,
+        query_dim: int,
+        chosen: int,
+        seed: int,
+        together: Callable[[], int],
     ) -> None:
+        """Draws prompts and keys; ``together`` says how many frames choose as one."""
         super().__init__()
         source = torch.Generator().manual_seed(seed)
         self.prompts = nn.Parameter(2 * torch.rand(prompts, length, dim, generator=source) - 1)
         self.keys = nn.Parameter(2 * torch.rand(prompts, query_dim, generator=source) - 1)
         self._chosen = chosen
+        self._together = together
         self._query: Tensor | None = None
+
+    def _ask(self, queries: Tensor) -> None:
+        """Keeps the queries (B, Dq) of pictures; those of a clip become their mean."""
+        B, T = len(queries), self._together()
+        if B % T:
+            raise ValueError(f"got {B} frames; clips of {T} consecutive frames are needed")
+        clips = queries.float().unflatten(0, (B // T, T)).mean(dim=1)  # (B / T, Dq)
+        self._query = clips.repeat_interleave(T, dim=0)
 
     def nearest(self) -> tuple[Tensor, Tensor]:
         """The prompts that each picture chooses, (B, k), and their keys' cosines, (B, k)."""
@@ -69,12 +93,12 @@ class PromptPool(nn.Module):
         """Gives a ViT, beside pictures (B, 3, H, W), the prompts that each chose."""
         (frames,) = args
         with torch.no_grad():
-            self._query = encoder.backbone.forward_features(frames)[:, 0].float()
+            self._ask(encoder.backbone.forward_features(frames)[:, 0])
         return frames, self._choice()
 
     def see(self, _module: nn.Module, _args: object, out: Tensor) -> None:
         """Takes the queries (B, Dq) of the pictures that the backbone has just seen."""
-        self._query = summary(out).detach().float()
+        self._ask(summary(out).detach())
 
     def join(self, _module: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Appends to audio tokens (B·K, T', D) the prompts that each of B pictures chose."""
@@ -88,12 +112,17 @@ class PromptPool(nn.Module):
 class L2P(Method):
     """Trains prompts and keys besides what follows the backbone.
 
+    State: ``current``, which rows of the class head are of this segment; absent where nobody tells.
+
     Attributes:
         prompts: M.
         length: Lp.
         chosen: k.
         pull: λ.
         place: ``vit``, ``attention``, or ``auto``: the ViT where the network has one.
+        query: ``video`` or ``frame``, what chooses where frames are seen together.
+        current_classes: whether the cross-entropy sees the current segment's classes alone; false:
+            all so far.
         seed: of the prompts.
     """
 
@@ -104,6 +133,8 @@ class L2P(Method):
     chosen: int = 5
     pull: float = 0.1
     place: str = "auto"
+    query: str = "video"
+    current_classes: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,6 +145,8 @@ class L2P(Method):
             )
         if self.place not in ("auto", "vit", "attention"):
             raise MethodError(f"place is {self.place!r}; allowed are 'auto', 'vit' and 'attention'")
+        if self.query not in ("video", "frame"):
+            raise MethodError(f"query is {self.query!r}; allowed are 'video' and 'frame'")
         self._pool: PromptPool | None = None
 
     def prepare(self, network: Network) -> None:
@@ -151,12 +184,57 @@ class L2P(Method):
 
     def _new_pool(self, dim: int, query_dim: int) -> PromptPool:
         """The pool, which becomes a part of the network."""
-        pool = PromptPool(self.prompts, self.length, dim, query_dim, self.chosen, self.seed)
+        together = _FramesOf(self.network) if self.query == "video" else _one
+        pool = PromptPool(
+            self.prompts, self.length, dim, query_dim, self.chosen, self.seed, together
+        )
         self._pool = pool.to(next(self.network.parameters()))
         self.network.add_module("prompt_pool", self._pool)
         return self._pool
 
+    def begin(self, segment: Segment | None) -> None:
+        """Learns which rows of the class head are the segment's."""
+        self.state.pop("current", None)
+        head = self.network.head
+        if segment is None or not segment.classes or head is None or not self.current_classes:
+            return
+        current = torch.zeros_like(head.linear.bias, dtype=torch.bool)
+        current[[row for row in segment.classes if row < len(current)]] = True
+        self.state["current"] = current
+
     def extra_loss(self, batch: Batch, out: Output) -> dict[str, Tensor]:
-        """`−λ·Σ cos`: draws the chosen keys to the queries."""
+        """`−λ·Σ cos`, which draws the chosen keys to the queries, and what the mask changes."""
         assert self._pool is not None  # noqa: S101  `prepare` came first
-        return {"pull": -self.pull * self._pool.nearest()[1].sum(dim=1).mean()} if self.pull else {}
+        pull = self._pool.nearest()[1].sum(dim=1).mean()
+        return ({"pull": -self.pull * pull} if self.pull else {}) | self._mask_classes(batch, out)
+
+    def _mask_classes(self, batch: Batch, out: Output) -> dict[str, Tensor]:
+        """`λ_cls·(CE of the current rows − CE of all)`."""
+        if "current" not in self.state or out.class_logits is None:
+            return {}
+        logits = out.class_logits.float()
+        labels = labels_of(batch).to(logits.device)
+        known = labels[labels != NO_LABEL]
+        if not len(known):
+            return {}
+        current = self.state["current"].to(logits.device).index_fill(0, known, value=True)
+        self.state["current"] = current
+        masked = logits.masked_fill(~current, -torch.inf)
+        theirs, plain = (
+            F.cross_entropy(of, labels, ignore_index=NO_LABEL) for of in (masked, logits)
+        )
+        return {"current_classes": self.class_weight * (theirs - plain)}
+
+
+class _FramesOf:
+    """How many frames a network sees together now; a copy of the network brings one of its own."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def __call__(self) -> int:
+        return self._network.clip_frames
+
+
+def _one() -> int:
+    return 1
