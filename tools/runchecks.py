@@ -14,14 +14,14 @@ from rich.console import Console
 
 from ..model.method import Method, MethodError
 from ..model.methods import load as load_method
-from ..model.presets import PRESETS
+from ..model.presets import PRESETS, WeightsError
 from ..streams.avscheck import check
 from ..streams.avslayout import DatasetError, Subset, SubsetFolder, find_subset
 from .clipstore import read_entries
 from .countbar import count_bar
 from .filestamps import look_of
 from .runfolder import RunError, RunFolder
-from .runnetwork import state_bytes
+from .runnetwork import deployed, state_bytes
 from .runoptions import Options
 from .runplan import clips_of, method_faults, plan_faults
 from .runspec import RunSpec
@@ -52,6 +52,7 @@ def faults(specs: Sequence[RunSpec], options: Options, console: Console) -> Iter
         except (MethodError, ValueError) as error:
             yield f"{spec.name}: {error}"
     yield from _device_faults(left, options)
+    yield from _start_faults([spec for spec in left if spec.network in PRESETS])
     yield from _room([(spec, method) for spec, method in works if spec in left], options)
     halves: dict[tuple[Path, Subset], None] = dict.fromkeys((s.data, s.subset) for s in specs)
     for root, subset in halves:
@@ -103,6 +104,15 @@ def _device_faults(left: Sequence[RunSpec], options: Options) -> Iterator[str]:
                 f"device {name} is not there: torch finds {there} GPUs on this machine; "
                 "choose another, or compute on the processor with --device cpu"
             )
+
+
+def _start_faults(left: Sequence[RunSpec]) -> Iterator[str]:
+    """Trained networks that runs are to start from and that are not to be had; each is built."""
+    for spec in {(s.network, s.start, s.base): s for s in left if s.start}.values():
+        try:
+            deployed(spec)
+        except WeightsError as error:
+            yield f"{spec.name}: start {spec.start}: {error}"
 
 
 def _room(left: Sequence[tuple[RunSpec, Method]], options: Options) -> Iterator[str]:

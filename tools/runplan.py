@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..model.adapting import holds_base
 from ..model.method import Method
 from ..model.presets import PRESETS
 from ..streams.avsbench import Entry, Split
@@ -94,6 +95,13 @@ def method_faults(spec: RunSpec, method: Method) -> Iterator[str]:
         )
     if method.needs_classes and spec.subset == "ms3":
         yield f"{spec.method} needs class labels; {spec.protocol} has none"
+    if spec.start and method.trainable == "decoder":
+        yield (
+            f"{spec.method} trains nothing of the visual backbone, and parts {spec.parts} trains "
+            "LoRA on it: choose another method, or no start"
+        )
+    if spec.base == "ship" and not holds_base(method):
+        yield f"{spec.method} holds no base: set base to zero, or choose atlas"
     frames = PRESETS[spec.network].vary(spec.vary).clip_frames
     if frames not in (1, FRAMES_PER_CLIP):
         yield (
