@@ -127,11 +127,10 @@ def task_free(config, data):
     return as_told(config, data, protocol="task-free", split="10-10")
 
 
-def labeled(config, data, **changes):
+def labeled(config, data):
     """Two classes a task, in a blurred order: most classes first come within another's task."""
-    return as_told(
-        config, data, protocol="cil", split="2-2", blur=30, **{"blur_disjoint": 50} | changes
-    )
+    blurred = {"split": "2-2", "blur": 30, "blur_disjoint": 50}
+    return as_told(config, data, protocol="cil", **blurred)
 
 
 def clips_in_order(told, folder):
@@ -316,6 +315,23 @@ def test_a_class_comes_into_the_head_with_its_first_clip_where_nobody_tells_boun
     (tmp_path / "run" / "metrics.json").unlink()
     with pytest.raises(RunError, match="of an earlier version, which made room for classes"):
         replay(told, tmp_path / "run", cache=cache)
+
+
+@pytest.mark.parametrize("changes", [{"protocol": "cil"}, {"protocol": "dil", "split": ""}])
+def test_a_deployed_base_learns_where_boundaries_are_told_too(
+    changes, base_with_classes, data, cache, tmp_path
+):
+    """In epochs; its classes keep their rows, and the untrained scores are the base's own."""
+    told = labeled(daemon(base_with_classes), data).model_dump() | {"blur": 0}
+    epochs = {"schedule": "epochs", "epochs": 1, "together": 0, "passes": 1, "tasks": 1}
+    told |= {"consolidate": "oracle", "split": "4-2", "protocol_tasks": 0} | epochs | changes
+    told |= {"protocol_tasks": 1} if changes["protocol"] == "dil" else {}
+    result = replay(RunSpec(**told), tmp_path / "run", cache=cache)
+    learned, categories = end_of(tmp_path / "run")
+    assert categories[:2] == KNOWN
+    assert len(categories) > 2
+    assert not any(name.startswith("decoder.") for name in learned)
+    assert all(value is not None for value in result["measures"]["J"]["untrained"])
 
 
 # -- what does not go together ------------------------------------------------------------------
