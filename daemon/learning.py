@@ -17,11 +17,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Final
 
 import torch
 
+from ..model.adapting import batch_seed
 from ..model.baseimportance import BaseImportance
 from ..model.network import Network
 from ..model.training import Part, undivided
@@ -277,8 +277,9 @@ class Learning:
         if not (waiting.journaled or waiting.pending >= self._rules.clips or is_old):
             self._keeper.keep_if_due(self._probation.accepted)
             return self._probation.publish_unjudged()
+        seed = batch_seed(self._settings.seed, at)
         try:
-            batch = self._spool.next_batch(at, self._rules.clips, self._seed(at))
+            batch = self._spool.next_batch(at, self._rules.clips, seed)
         except CorruptError as error:
             if error.batch is None:
                 raise
@@ -315,10 +316,6 @@ class Learning:
             self._probation.go_back()  # where this fails too, the learner is begun anew
             self._probation.set_aside(number, f"{type(error).__name__}: {error}"[:1000])
         self._spool.end_batch(number)
-
-    def _seed(self, at: int) -> int:
-        digest = sha256(f"{self._settings.seed} {at}".encode()).digest()
-        return int.from_bytes(digest[:6], "little")
 
     def _halt(self, error: Exception, what: str = "what is learned cannot be kept") -> None:
         first = self._halted is None

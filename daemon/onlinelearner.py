@@ -7,21 +7,19 @@ process.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..model.adapting import Parts, adapted, hold_base, make_room
 from ..model.baseimportance import BaseImportance
-from ..model.basepull import BaseHeld
-from ..model.composition import Composed
 from ..model.consolidator import consolidator_of
-from ..model.method import Batch, Method, MethodError
+from ..model.method import Batch, MethodError
 from ..model.methods import load as load_method
 from ..model.metrics import frame_iou
 from ..model.network import Network
@@ -34,8 +32,6 @@ from .clipbatch import batches_of, labels_of
 _ENDLESS = 1 << 40
 """Steps of the one epoch that a stream is."""
 
-_ADAPTERS = ("conditioning.", "fusion.", "head.")
-
 
 @dataclass(frozen=True, slots=True)
 class LearnSettings:
@@ -44,8 +40,7 @@ class LearnSettings:
     Attributes:
         method: of `model.methods`, or several joined by ``+``.
         options: the method's.
-        parts: ``adapters`` trains LoRA, conditioning, fusion and head over a frozen base; ``all``
-            also what else the network trains, the decoder above all.
+        parts: what moves; see `model.adapting`.
         lr: AdamW's rate.
         weight_decay: AdamW's.
         clip_norm: largest norm of the whole gradient; 0 leaves it as it is.
@@ -60,7 +55,7 @@ class LearnSettings:
     options: Mapping[str, bool | int | float | str] = field(
         default_factory=dict[str, bool | int | float | str]
     )
-    parts: Literal["adapters", "all"] = "adapters"
+    parts: Parts = "adapters"
     lr: float = 1e-3
     weight_decay: float = 5e-4
     clip_norm: float = 1.0
@@ -128,21 +123,26 @@ class OnlineLearner:
     ) -> None:
         self.settings = settings
         self._part, self._beat = part, beat
-        self.network = _copy(base, settings.parts)
+        self.network = adapted(base, settings.parts)
         method = load_method(settings.method, dict(settings.options))
         if method.needs_boundaries:
             raise MethodError(
                 f"{settings.method} works only where boundaries are told, and a live stream tells "
                 "none; choose atlas, finetune, si, mas or another that needs none"
             )
+        if method.mixes_clips:
+            raise MethodError(
+                f"{settings.method} mixes sounds, and a live stream's are encoded before it sees "
+                "them; set the option by which it mixes otherwise (panda: sound=replace)"
+            )
         if importance is not None:
-            _hold(method, importance)
+            hold_base(method, importance)
         if state is not None:
             self.network.grow(state.manifest["categories"])
         method.weigh_classes(settings.class_weight)
         method.prepare(self.network)
         method.begin(None)
-        self._steps_before = 0
+        self._steps_before = 0  # earlier versions counted anew where the head grew
         self.trainer = Trainer(
             self.network,
             task_loss(self.network, settings.class_weight),
@@ -219,7 +219,7 @@ class OnlineLearner:
                 before stays; go back to an earlier `state`.
         """
         torch.manual_seed(seed)
-        self._make_room(clips)
+        make_room(self.network, self.trainer, (clip.category for clip in clips))
         sizes = [len(batch["labels"]) for batch in batches]
         labels = labels_of(clips, self.network).split(sizes)
         known = [{**batch, "labels": those} for batch, those in zip(batches, labels, strict=True)]
@@ -272,24 +272,6 @@ class OnlineLearner:
         )
         return list(dict.fromkeys(merged))
 
-    def _make_room(self, clips: Sequence[LabeledClip]) -> None:
-        known = self.categories
-        come = (clip.category for clip in clips if clip.category is not None)
-        fresh = [name for name in dict.fromkeys(come) if name not in known]
-        if not fresh:
-            return
-        self.network.grow([*known, *fresh])
-        self.trainer.method.begin(None)
-        self._steps_before = self.steps
-        self.trainer.next_part(_ENDLESS, {})
-
-
-def _hold(method: Method, importance: BaseImportance) -> None:
-    parts = method.parts.values() if isinstance(method, Composed) else (method,)
-    for part in parts:
-        if isinstance(part, BaseHeld):
-            part.hold_base(importance)
-
 
 @torch.no_grad()
 def frame_scores(network: Network, batches: Sequence[Batch]) -> NDArray[np.float64]:
@@ -316,19 +298,3 @@ def _rehearse(served: Network) -> None:
     said = [out.mask_logits, *([] if out.class_logits is None else [out.class_logits])]
     if not all(bool(each.isfinite().all()) for each in said):
         raise TrainingError("what was learned says nothing finite in the form that is served")
-
-
-def _copy(base: Network, parts: Literal["adapters", "all"]) -> Network:
-    """The base with its frozen parts shared and the chosen ones free to move."""
-    moving = {
-        name
-        for name, parameter in base.named_parameters()
-        if parameter.requires_grad
-        and (parts == "all" or ".lora_" in name or name.startswith(_ADAPTERS))
-    }
-    shared = {id(p): p for name, p in base.named_parameters() if name not in moving}
-    shared |= {id(buffer): buffer for buffer in base.buffers()}
-    network = copy.deepcopy(base, dict(shared))
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name in moving)
-    return network.eval()

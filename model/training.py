@@ -332,7 +332,14 @@ class Trainer:
         write_tensors(path, tensors, {"manifest": json.dumps(manifest)})
 
     def next_part(self, steps_per_epoch: int, notes: Mapping[str, int | str]) -> None:
-        """Go on with another part of a larger run, from its first epoch.
+        """Go on with another part of a larger run, from its first epoch; see `adopt`."""
+        self.adopt()
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch = self.step_in_epoch = 0
+        self._notes = dict(notes)
+
+    def adopt(self) -> None:
+        """Go on with the parameters that the network has now.
 
         The optimizer's state stays, but for parameters that were replaced (a class head that grew);
         those begin anew. What a method froze meanwhile stays in the saved state.
@@ -344,9 +351,6 @@ class Trainer:
         for parameter in self._params.values():
             if parameter in old:
                 self._optimizer.state[parameter] = old[parameter]
-        self.steps_per_epoch = steps_per_epoch
-        self.epoch = self.step_in_epoch = 0
-        self._notes = dict(notes)
 
     def _fresh_optimizer(self) -> torch.optim.AdamW:
         settings = self.settings
@@ -354,12 +358,14 @@ class Trainer:
             self._params.values(), lr=settings.lr, weight_decay=settings.weight_decay
         )
 
-    def belongs(self, path: Path) -> bool:
-        """Whether a file is there, and is a state of this part of the run: its notes are ours."""
+    def steps_in(self, path: Path) -> int | None:
+        """Steps made in a saved state with our notes, of this part of the run; None: it is none."""
         if not path.exists():
-            return False
+            return None
         manifest = json.loads(read_metadata(path).get("manifest", "{}"))
-        return manifest.get("notes", {}) == self._notes
+        if manifest.get("notes", {}) != self._notes:
+            return None
+        return manifest["epoch"] * manifest["steps_per_epoch"] + manifest["step_in_epoch"]
 
     def restore(self, path: Path) -> None:
         """Continue where `save` was called.

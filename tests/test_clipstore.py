@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from atlasd.model.presets import build
 from atlasd.streams.avsbench import AVSBench
 from atlasd.streams.toyworld import write_dataset
@@ -78,3 +79,19 @@ def test_what_is_in_the_cache_is_not_read_again(data, network, tmp_path):
         os.utime(path, ns=(look.st_atime_ns, look.st_mtime_ns))
     again = store(data, network, tmp_path / "cache").pictures(clip)
     assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("frames", [(0,), (1, 3), (0, 1, 2, 3, 4)])
+def test_some_sounds_are_encoded_as_if_there_were_no_others(frames, data, network, tmp_path):
+    """To the last bit, by an encoder that is given these windows alone; kept under another name."""
+    entry = AVSBench(data, "s4").clips("test")[0]
+    clip = f"s4/test/{entry.name}"
+    windows = entry.windows(1.0, network.preset.sample_rate_hz)[list(frames)]
+    with torch.no_grad():
+        expected = network.encode_audio(network.log_mel(torch.from_numpy(windows)))
+    for _ in range(2):  # made, then from the disk
+        clips = store(data, network, tmp_path / "cache")
+        clips.features(clip)
+        found = clips.heard(clip, frames)
+        assert torch.equal(found.tokens, expected.tokens)
+        assert torch.equal(found.embedding, expected.embedding)

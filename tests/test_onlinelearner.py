@@ -94,6 +94,13 @@ def test_a_state_is_a_copy_and_brings_everything_back():
     assert all(torch.equal(before[name], state.tensors[name]) for name in before)
 
 
+def test_a_method_that_mixes_sounds_is_refused_before_it_learns():
+    settings = LearnSettings(method="panda+atlas", options={"panda.sound": "mix"})
+    with pytest.raises(MethodError, match=r"panda\+atlas mixes sounds, .*: sound=replace"):
+        OnlineLearner(tiny_network(), settings)
+    OnlineLearner(tiny_network(), LearnSettings(method="panda+atlas"))
+
+
 def test_an_unknown_method_is_refused():
     with pytest.raises(MethodError, match="nonsense"):
         OnlineLearner(tiny_network(), LearnSettings(method="nonsense"))

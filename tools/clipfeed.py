@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +26,29 @@ class Arrival:
         together: clips that are learned together, no step goes beyond them (`learner.clips`); 0:
             what a step takes.
         passes: over what is learned together, before what comes next (`learner.passes`).
+        masked: encode the sounds of the frames with masks alone, as the live learner has no others;
+            see `ClipStore.heard`.
     """
 
     together: int = 0
     passes: int = 1
+    masked: bool = False
+
+
+class _Step(NamedTuple):
+    """A step of a stream.
+
+    Attributes:
+        numbers: of the frames.
+        is_new: whether they come for the first time.
+        group: number of what is learned together, from 0.
+        begins: whether its first step.
+    """
+
+    numbers: NDArray[np.int64]
+    is_new: bool
+    group: int
+    begins: bool
 
 
 class ClipFeed:
@@ -72,6 +92,7 @@ class ClipFeed:
         self._seed = seed
         self._variants = variants
         self._raw = raw_sounds
+        self._masked = arrival is not None and arrival.masked and clip_frames == 1
         self._items: list[tuple[str, tuple[int, ...]]] = []
         for clip in clips:
             labeled = np.flatnonzero(store.pictures(clip)[2]).tolist()
@@ -91,7 +112,21 @@ class ClipFeed:
 
     def is_new(self, step: int) -> bool:
         """Whether a step's frames come for the first time in their epoch."""
-        return self._arrival is None or self._arrival[step][1]
+        return self._arrival is None or self._arrival[step].is_new
+
+    @property
+    def groups(self) -> int:
+        """Of a stream: how often clips are learned together; 0 where all are shuffled."""
+        return 0 if self._arrival is None else self._arrival[-1].group + 1
+
+    def come(self, step: int) -> tuple[int, list[str]] | None:
+        """What arrives at a step of a stream: its number and its clips; None: nothing new does."""
+        at = None if self._arrival is None else self._arrival[step]
+        if at is None or not at.begins:
+            return None
+        group = [each.numbers for each in self._arrival or () if each.group == at.group]
+        clips = (self._items[int(number)][0] for numbers in group for number in numbers)
+        return at.group, list(dict.fromkeys(clips))
 
     def __call__(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """The epoch's batches from ``first_step`` on."""
@@ -99,7 +134,7 @@ class ClipFeed:
             order = np.random.default_rng((*self._seed, epoch)).permutation(self._all)
             chosen = self._cut(order)
         else:
-            chosen = [numbers for numbers, _ in self._arrival]
+            chosen = [step.numbers for step in self._arrival]
         for step in range(first_step, self.steps):
             rng = np.random.default_rng((*self._seed, epoch, step))
             yield self._batch(chosen[step], rng if self._variants > 1 else None)
@@ -115,20 +150,18 @@ class ClipFeed:
     def _cut(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         return [numbers[at : at + self._size] for at in range(0, len(numbers), self._size)]
 
-    def _arriving(
-        self, clips: Sequence[str], arrival: Arrival
-    ) -> list[tuple[NDArray[np.int64], bool]]:
-        """The steps of the stream: which frames, and whether for the first time."""
+    def _arriving(self, clips: Sequence[str], arrival: Arrival) -> list[_Step]:
+        """The steps of the stream."""
         groups = self._cut(self._all)
         if arrival.together:
             places = {clip: place // arrival.together for place, clip in enumerate(clips)}
             group = [places[clip] for clip, _ in self._items]
             groups = np.split(self._all, np.flatnonzero(np.diff(group)) + 1)
         return [
-            (numbers, number == 0)
-            for each in groups
+            _Step(numbers, number == 0, at, number == 0 and place == 0)
+            for at, each in enumerate(groups)
             for number in range(arrival.passes)
-            for numbers in self._cut(each)
+            for place, numbers in enumerate(self._cut(each))
         ]
 
     def _batch(self, chosen: NDArray[np.int64], rng: np.random.Generator | None) -> Batch:
@@ -163,7 +196,12 @@ class ClipFeed:
         if self._raw:
             return {"waves": torch.from_numpy(self._store.windows(clip)[at])}
         variant = 0 if rng is None else int(rng.integers(self._variants))
-        features = self._store.features(clip, variant)
+        if self._masked and not variant:
+            labeled = np.flatnonzero(self._store.pictures(clip)[2]).tolist()
+            features = self._store.heard(clip, labeled)
+            at = [labeled.index(frame) for frame in shown]
+        else:
+            features = self._store.features(clip, variant)
         return {"tokens": features.tokens[at], "embedding": features.embedding[at]}
 
 

@@ -8,7 +8,7 @@ number of the variation. A clip whose files have another size or time of change 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,13 @@ from ..model.audio import AudioFeatures
 from ..model.checkpoints import tensor_hash
 from ..model.network import Network
 from ..streams.avsbench import AVSBench, DatasetError, Entry, Split, Subset
+from ..streams.avslayout import FRAMES_PER_CLIP
 from .augmentation import varied_mel
 from .diskcache import Arrays, DiskCache
 from .filestamps import source_of, stamp_of
 
 _IN_MEMORY = 3 << 30
+_ALL = range(FRAMES_PER_CLIP)
 
 
 class ClipStore:
@@ -128,6 +130,31 @@ class ClipStore:
         """
         return self._kept(f"{what} {self._named(clip)}", make)
 
+    def heard(self, clip: str, frames: Sequence[int]) -> AudioFeatures:
+        """The sounds at some of the pictures, encoded together without the others.
+
+        As the live learner encodes a clip, which has no other pictures: the last bits depend on how
+        many sounds an encoder is given at once.
+
+        Args:
+            clip: its id.
+            frames: of 0 to 4.
+
+        Returns:
+            Tokens (n, T', Da), embeddings (n, De).
+        """
+        if len(frames) == FRAMES_PER_CLIP:
+            return self.features(clip)
+
+        def encode() -> Arrays:
+            return self._encoded(clip, 0, list(frames))
+
+        key = f"features {self._named(clip)} {self._encoder} at {' '.join(map(str, frames))}"
+        found = self._kept(key, encode)
+        return AudioFeatures(
+            torch.from_numpy(found["tokens"]), torch.from_numpy(found["embedding"])
+        )
+
     def _named(self, clip: str) -> str:
         """What a clip's arrays in the cache depend on; its files are looked at once a run."""
         if clip not in self._stamps:
@@ -135,10 +162,11 @@ class ClipStore:
             self._stamps[clip] = stamp_of(entry.folder.files(entry.row))
         return f"{self._source} {clip} {self._stamps[clip]}"
 
-    def _encoded(self, clip: str, variant: int) -> Arrays:
+    def _encoded(self, clip: str, variant: int, frames: Sequence[int] = _ALL) -> Arrays:
         device = next(self._network.parameters()).device
         with torch.no_grad():
-            mel = self._network.log_mel(torch.from_numpy(self.windows(clip)).to(device))
+            waves = torch.from_numpy(self.windows(clip)[list(frames)])
+            mel = self._network.log_mel(waves.to(device))
             if variant:
                 rng = np.random.default_rng((self._seed, variant, *clip.encode()))
                 mel = varied_mel(mel[:, 0].cpu(), rng)[:, None].to(device)

@@ -21,7 +21,7 @@ from .countbar import count_bar
 from .diskcache import DiskCache
 from .embeddings import clip_embeddings
 from .runfolder import RunFolder
-from .runnetwork import make_features_network, make_network
+from .runnetwork import deployed, make_features_network, make_network
 from .runoptions import Options
 from .runplan import clips_of, planned, protocol_of
 from .runspec import RunSpec
@@ -54,7 +54,7 @@ def _is_open(spec: RunSpec, options: Options) -> bool:
 
 def _features_of(spec: RunSpec) -> object:
     """What the features of a run's clips depend on."""
-    network = spec.features_of or (spec.network, *sorted(spec.vary.items()))
+    network = spec.features_of or (spec.network, spec.start, *sorted(spec.vary.items()))
     drawn = spec.seed if spec.random else None
     return spec.data, spec.subset, network, drawn, spec.device, spec.threads
 
@@ -100,6 +100,8 @@ def _network(spec: RunSpec, options: Options) -> Network:
     here = spec.model_copy(update={"device": device})
     if spec.features_of:
         return make_features_network(here)
+    if spec.start:
+        return deployed(here)[0].to(device)
     return make_network(here, load_method(spec.method, spec.options, options.methods).trainable)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..model.checkpoints import tensor_hash, tensors_of
 from ..model.method import Method
 from ..model.methods import load as load_method
 from ..model.network import Network
@@ -23,7 +24,7 @@ from .embeddings import clip_embeddings
 from .machine import forget_peak_memory
 from .runfolder import RunError, RunFolder, write_bytes, write_json, writing
 from .runmetrics import metrics_of
-from .runnetwork import make_features_network, make_network
+from .runnetwork import deploy, deployed, make_features_network, make_network
 from .runplan import clips_of, method_faults, planned, protocol_of
 from .runspec import RunSpec
 from .taskloop import Progress, TaskLoop
@@ -69,7 +70,7 @@ def replay(
     method = load_method(spec.method, spec.options, methods)
     if wrong := list(method_faults(spec, method)):
         raise RunError("; ".join(wrong))
-    network = make_network(spec, method.trainable)
+    network = _network(spec, method, files)
     kept = cache or DiskCache(folder, 0)
     store = ClipStore(spec.data, spec.subset, network, kept, seed=spec.seed)
     manifest = _manifest(files, spec, store, network, kept)
@@ -79,6 +80,15 @@ def replay(
     write_json(files.metrics, result)
     files.state.unlink(missing_ok=True)
     return result
+
+
+def _network(spec: RunSpec, method: Method, files: RunFolder) -> Network:
+    """The network that the run starts from, always the same one."""
+    if not spec.start:
+        return make_network(spec, method.trainable)
+    base, held = deployed(spec)
+    files.begin_from(tensor_hash(tensors_of(base)), base.version, spec.start)
+    return deploy(spec, method, base, held)
 
 
 def _manifest(

@@ -17,14 +17,14 @@ from rich.console import Console
 from ..model.method import Method, MethodError
 from ..model.methods import load as load_method
 from ..model.network import Network
-from ..model.presets import PRESETS
+from ..model.presets import PRESETS, WeightsError
 from ..streams.avscheck import check
 from ..streams.avslayout import DatasetError, Subset, SubsetFolder, find_subset
 from .clipstore import read_entries
 from .countbar import count_bar
 from .filestamps import look_of
 from .runfolder import RunError, RunFolder
-from .runnetwork import laid_out, state_bytes
+from .runnetwork import deployed, laid_out, state_bytes
 from .runoptions import Options
 from .runplan import clips_of, method_faults, plan_faults
 from .runspec import RunSpec
@@ -63,6 +63,7 @@ def faults(specs: Sequence[RunSpec], options: Options, console: Console) -> Iter
     layouts = _laid_out(works)
     yield from _prepare_faults(works, layouts)
     yield from _device_faults(left, options)
+    yield from _start_faults([spec for spec in left if spec.network in PRESETS])
     states = [state_bytes(layouts[_layout(*work)]) for work in works if work[0] in left]
     yield from _room(states, options)
     halves: dict[tuple[Path, Subset], None] = dict.fromkeys((s.data, s.subset) for s in specs)
@@ -94,7 +95,8 @@ def _method_of(spec: RunSpec, options: Options) -> Method:
 
 def _layout(spec: RunSpec, method: Method) -> object:
     """What the network of a run is laid out by."""
-    return spec.network, *sorted(spec.vary.items()), spec.trainable or method.trainable
+    trainable = "lora" if spec.start else spec.trainable or method.trainable
+    return spec.network, *sorted(spec.vary.items()), trainable
 
 
 def _laid_out(works: Sequence[tuple[RunSpec, Method]]) -> _Layouts:
@@ -150,6 +152,15 @@ def _device_faults(left: Sequence[RunSpec], options: Options) -> Iterator[str]:
                 f"device {name} is not there: torch finds {there} GPUs on this machine; "
                 "choose another, or compute on the processor with --device cpu"
             )
+
+
+def _start_faults(left: Sequence[RunSpec]) -> Iterator[str]:
+    """Trained networks that runs are to start from and that are not to be had; each is built."""
+    for spec in {(s.network, s.start, s.base): s for s in left if s.start}.values():
+        try:
+            deployed(spec)
+        except WeightsError as error:
+            yield f"{spec.name}: start {spec.start}: {error}"
 
 
 def _room(states: Sequence[int], options: Options) -> Iterator[str]:

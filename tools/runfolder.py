@@ -1,6 +1,7 @@
 """A run's folder: what it was told, what it went through, what it scored.
 
-``config.json`` and ``manifest.json`` say what the run is. ``boundary.safetensors`` holds the run
+``config.json`` and ``manifest.json`` say what the run is, ``start.json`` which trained weights it
+goes on from, if it does. ``boundary.safetensors`` holds the run
 after its latest finished task, ``state.safetensors`` the training of the task after it.
 ``frames/NNN.csv`` has a line for each frame that was scored after task NNN (``untrained.csv``:
 before any), ``frames/NNN.json`` the F curves of its cells, ``examples/NNN.npz`` some pictures with
@@ -194,6 +195,32 @@ class RunFolder:
             told = {"hash": spec.hash, "data_at": str(spec.data.resolve())}
             write_json(self._config, {**told, **spec.model_dump(mode="json")})
         return named or spec
+
+    def begin_from(self, content: str, version: str, source: str) -> None:
+        """Note the trained weights that the run goes on from, or make sure that they are the same.
+
+        Args:
+            content: SHA-256 of their tensors.
+            version: names them.
+            source: where they came from.
+
+        Raises:
+            RunError: the run began from others, or the note cannot be read or written.
+        """
+        path = self.path / "start.json"
+        if not path.exists():
+            write_json(path, {"content": content, "version": version, "source": source})
+            return
+        try:
+            there: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+            began = there["content"], there["version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} cannot be read ({error!r}); delete the run's folder") from error
+        if began[0] != content:
+            raise RunError(
+                f"{self.path} began from weights {began[1]} ({began[0][:12]}), and {source} holds "
+                f"{version} ({content[:12]}) now: put those back, or name another folder"
+            )
 
     def _strangers(self) -> list[Path]:
         there = self.path.iterdir()

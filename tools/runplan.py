@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..model.adapting import holds_base
 from ..model.avsbench import AvsBenchPreset
 from ..model.method import Method
 from ..model.presets import PRESETS
@@ -101,6 +102,13 @@ def method_faults(spec: RunSpec, method: Method) -> Iterator[str]:
             f"loss avsbench is of AVSBench's network, and {spec.network} is another: set loss to "
             "atlas, or network to avsbench or avsbench-lite"
         )
+    if spec.start and method.trainable == "decoder":
+        yield (
+            f"{spec.method} trains nothing of the visual backbone, and parts {spec.parts} trains "
+            "LoRA on it: choose another method, or no start"
+        )
+    if spec.base == "ship" and not holds_base(method):
+        yield f"{spec.method} holds no base: set base to zero, or choose atlas"
     frames = preset.vary(spec.vary).clip_frames
     if frames not in (1, FRAMES_PER_CLIP):
         yield (

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -22,8 +22,10 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
+from ..model.adapting import Parts
 from ..model.method import Trainable
 from ..streams.avslayout import FRAMES_PER_CLIP, Subset
 
@@ -35,7 +37,9 @@ _PROTOCOLS = get_args(ProtocolName)
 _NAMED = {"network", "vary", "system", "protocol", "order", "seed"}
 """Keys that a run's folder names by themselves."""
 
-_LATER = ("bfloat16", "clip_norm", "features_of", "loss", "passes", "together")
+_LATER = frozenset(
+    ["base", "bfloat16", "clip_norm", "features_of", "loss", "parts", "passes", "start", "together"]
+)
 """Keys that came later count only where they say something: older runs are found."""
 
 Decoder = Literal["full", "lora_after_first"]
@@ -64,6 +68,13 @@ class RunSpec(BaseModel):
     """What is other than in the preset, as `atlasd train --vary`."""
     random: bool = False
     """Take no published weights at all: every part random."""
+    start: str = ""
+    """A trained network to go on from, as a daemon does: `ship`, the weights that ship, or a
+    checkpoint; empty: untrained. What its training saw is the user's to know."""
+    parts: Literal["", Parts] = ""
+    """Of a start: what moves, as `learner.parts`: adapters or all."""
+    base: Literal["zero", "ship"] = "zero"
+    """Of a start, as `learner.base`: `ship` holds what it knows by the importances beside it."""
     method: str = "atlas"
     """A file in `model/methods`, or in a folder given with `--methods`; several that learn together
     as a list, or with `+` between them."""
@@ -180,6 +191,29 @@ class RunSpec(BaseModel):
             if info.data.get("vary", {}).get("lora_rank") == 0:
                 raise ValueError("lora_after_first needs a rank: vary.lora_rank is 0")
         return value
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> Self:
+        if not self.start and (self.parts or self.base == "ship"):
+            raise ValueError(
+                f"parts is {self.parts!r} and base {self.base}, and there is no start: they are of "
+                "a trained network; set start to ship or to a checkpoint's path, or leave both out"
+            )
+        if self.start and not self.parts:
+            raise ValueError(
+                f"start is {self.start}, and parts does not say what of it moves: adapters, as a "
+                "daemon by default, or all"
+            )
+        brought = {"random", "vary", "trainable", "decoder"} & self.model_fields_set
+        told = [
+            n for n in sorted(brought) if getattr(self, n) != type(self).model_fields[n].default
+        ]
+        if self.start and told:
+            raise ValueError(
+                f"start is {self.start}, and so is told {', '.join(told)}: a trained network "
+                "brings its own, and parts says what moves; leave out one or the other"
+            )
+        return self
 
     @property
     def name(self) -> str:

@@ -19,16 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..model.avsbench import AvsBench
-from ..model.avsbenchloss import MATCH_WEIGHT, avsbench_loss
+from ..model.adapting import batch_seed, make_room
 from ..model.checkpoints import read_tensors, write_tensors
 from ..model.consolidator import consolidator_of
 from ..model.epochs import fit
 from ..model.method import Batch, Method, SegmentData
 from ..model.network import Network
 from ..model.presets import PRESETS
-from ..model.taskloss import task_loss
-from ..model.training import LossFunction, Settings, Trainer
+from ..model.training import Settings, Trainer
 from ..streams.manifest import Manifest, Task
 from .clipfeed import Arrival, ClipFeed
 from .clipscore import ClipScorer, PrequentialRow
@@ -46,6 +44,7 @@ from .runfolder import (
     write_text,
     writing,
 )
+from .runnetwork import loss_of
 from .runspec import RunSpec
 
 Progress = Callable[[str, float], None]
@@ -85,8 +84,11 @@ class TaskLoop:
         self.progress = progress
         self.save_s = save_s
         self.labeled = spec.subset == "s4"
+        untold = spec.schedule == "stream" and spec.consolidate != "oracle"
+        self.as_daemon = untold and (self.labeled or bool(spec.start))
+        self.groups = 0
         self.seen = self._classes_after_tasks()
-        self.rows = {name: row for row, name in enumerate(self.seen[-1])}
+        self.rows = self._rows()
         self.scorer = ClipScorer(network, method, store, spec)
         method.weigh_classes(spec.class_weight)
         method.prepare(network)
@@ -117,17 +119,29 @@ class TaskLoop:
     def _classes_after_tasks(self) -> list[tuple[str, ...]]:
         """The head's classes after each task, in the order in which they come.
 
-        Where boundaries are blurred, a class may come in before its own task.
+        Where boundaries are blurred, a class may come in before its own task. Where nobody tells
+        boundaries, each comes with the first clip of it, as the daemon's do.
         """
-        seen: list[str] = []
+        seen = list(self.network.preset.categories)
         after: list[tuple[str, ...]] = []
         for task in self.tasks:
-            here = (self.store.entries[clip].category for clip in task.train)
+            here = tuple(filter(None, map(self._category, task.train)))
             if self.labeled:
-                names = (*task.classes, *(name for name in here if name))
+                names = here if self.as_daemon else (*task.classes, *here)
                 seen += [name for name in dict.fromkeys(names) if name not in seen]
             after.append(tuple(seen))
         return after
+
+    def _category(self, clip: str) -> str | None:
+        """The class that makes room for itself; a daemon is told none of a clip without a sound."""
+        entry = self.store.entries[clip]
+        untold = self.as_daemon and entry.kind == "negative"
+        return entry.category if self.labeled and not untold else None
+
+    def _rows(self) -> dict[str, int]:
+        """Rows of the head by class; a class that no clip brings in comes after all others."""
+        late = self.manifest.classes if self.as_daemon and self.labeled else ()
+        return {name: row for row, name in enumerate(dict.fromkeys((*self.seen[-1], *late)))}
 
     # -- learning -----------------------------------------------------------------------------
 
@@ -149,10 +163,14 @@ class TaskLoop:
         self._score(task.index)
 
     def _begin(self, task: Task) -> None:
-        """Make room for the task's classes, adapt the decoder, and tell the method."""
+        """Make room for the task's classes, adapt the decoder, and tell the method.
+
+        Where nobody tells boundaries there is no room before a class comes; see `_arrive`.
+        """
         torch.manual_seed(_seed(self.spec.seed, task.index))
         known = len(self.network.preset.categories)
-        self._grow(self.seen[task.index])
+        if not self.as_daemon:
+            self._grow(self.seen[task.index])
         self._adapt(task.index)
         told = self.spec.consolidate == "oracle"
         self.method.begin(self._segment(task, known) if told else None)
@@ -161,7 +179,26 @@ class TaskLoop:
         if categories:
             self.network.grow(categories)
             self.network.to(self.spec.device)
-            self.moving |= {n for n, _ in self.network.named_parameters() if n.startswith("head.")}
+            self._move_head()
+
+    def _move_head(self) -> None:
+        self.moving |= {n for n, _ in self.network.named_parameters() if n.startswith("head.")}
+
+    def _arrive(self, trainer: Trainer, group: int, clips: Sequence[str]) -> None:
+        """Before clips are learned together: what the live learner does before a batch of them."""
+        torch.manual_seed(batch_seed(self.spec.seed, self.groups + group))
+        make_room(self.network, trainer, map(self._category, clips))
+        self._check_rows(self.network.preset.categories)
+        self._move_head()
+
+    def _check_rows(self, categories: Sequence[str]) -> None:
+        """Refuse a head whose rows are not those that clips are labeled with."""
+        if any(self.rows.get(name) != row for row, name in enumerate(categories)):
+            raise RunError(
+                f"{self.files.path}: the head's classes are {', '.join(categories)}, and clips are "
+                f"labeled by {', '.join(self.rows)}: a clip lacks its mask; see `atlasd dataset "
+                f"check {self.spec.data}`"
+            )
 
     def _adapt(self, index: int) -> None:
         """Before the second task, put LoRA on the decoder if the run says so.
@@ -187,6 +224,7 @@ class TaskLoop:
             for clip in task.train
             if self.labeled and entries[clip].kind != "negative"
         }
+        arrival = Arrival(spec.together, spec.passes, self.as_daemon)
         return ClipFeed(
             self.store,
             task.train,
@@ -196,7 +234,7 @@ class TaskLoop:
             variants=spec.variants,
             clip_frames=self.network.clip_frames,
             raw_sounds=self.method.mixes_clips,
-            arrival=Arrival(spec.together, spec.passes) if spec.schedule == "stream" else None,
+            arrival=arrival if spec.schedule == "stream" else None,
         )
 
     def _train(self, task: Task, feed: ClipFeed) -> None:
@@ -206,7 +244,7 @@ class TaskLoop:
         else:
             self.trainer.next_part(feed.steps, notes)
         trainer = self.trainer
-        rows = self._resume(trainer)
+        rows = self._resume(trainer, feed)
         total = trainer.settings.epochs * trainer.steps_per_epoch
         streaming = self.spec.schedule == "stream"
 
@@ -214,6 +252,8 @@ class TaskLoop:
             for step, batch in enumerate(feed(epoch, first), first):
                 if streaming and feed.is_new(step):
                     rows.extend(self.scorer.prequential(batch, task.index, step))
+                if self.as_daemon and (come := feed.come(step)):
+                    self._arrive(trainer, *come)
                 yield batch
 
         def on_step(step: int, scalars: Mapping[str, float]) -> None:
@@ -230,6 +270,7 @@ class TaskLoop:
         fit(trainer, batches, save=save, on_step=on_step, save_every_s=self.save_s)
         if streaming:
             self._write_prequential(rows)
+        self.groups += feed.groups
 
     def _count_time(self) -> None:
         """Note what learning has cost so far, so that it is known if the run is cut short."""
@@ -256,7 +297,7 @@ class TaskLoop:
         )
         return Trainer(
             self.network,
-            self._loss(),
+            loss_of(spec, self.network),
             settings,
             steps,
             self.files.path,
@@ -266,19 +307,14 @@ class TaskLoop:
             notes=notes,
         )
 
-    def _loss(self) -> LossFunction:
-        """What the network learns by; of the authors' of AVSBench one of two, by the subset."""
-        network, spec = self.network, self.spec
-        if spec.loss == "atlas":
-            return task_loss(network, spec.class_weight)
-        assert isinstance(network, AvsBench)  # noqa: S101  `method_faults` refuses others
-        weight = MATCH_WEIGHT if spec.subset == "ms3" else 0.0
-        return avsbench_loss(network, spec.class_weight, weight)
-
-    def _resume(self, trainer: Trainer) -> list[PrequentialRow]:
+    def _resume(self, trainer: Trainer, feed: ClipFeed) -> list[PrequentialRow]:
         """Go on with a task that was begun; the frames of its stream that were predicted before."""
-        if not trainer.belongs(self.files.state):
+        made = trainer.steps_in(self.files.state)
+        if made is None:
             return self._prequential_before(trainer, 0)
+        if self.as_daemon:
+            for come in filter(None, map(feed.come, range(made))):
+                self._arrive(trainer, *come)
         trainer.restore(self.files.state)
         return self._prequential_before(trainer, trainer.step_count)
 
@@ -309,6 +345,7 @@ class TaskLoop:
         told = {
             "task": task.index,
             "categories": list(self.network.preset.categories),
+            "groups": self.groups,
             "costs": self.costs,
             "trainer": manifest,
         }
@@ -321,12 +358,18 @@ class TaskLoop:
             return 0
         tensors, metadata = read_tensors(self.files.boundary)
         told = json.loads(metadata["boundary"])
+        if self.as_daemon and "groups" not in told:
+            raise RunError(
+                f"{self.files.boundary} is of an earlier version, which made room for classes at "
+                "a task's start; delete the run's folder and make it again"
+            )
         self._grow(told["categories"])
         self._adapt(told["task"])
         own = dict(self.network.named_parameters())
         with torch.no_grad():
             for name, value in _under("network.", tensors).items():
                 own[name].copy_(value)
+        self.groups = told.get("groups", 0)  # states of before lack it, and do not need it
         self._recall_costs(told["costs"])
         task = self.tasks[told["task"]]
         if held := told["trainer"]:  # before the method may freeze what the trainer knows
