@@ -205,6 +205,8 @@ class Entry:
     ) -> LabeledClip:
         """The pictures that have a mask, each with its window of sound, as one clip.
 
+        A negative's has no class: what is in view is silent.
+
         Raises:
             DatasetError: a file is missing or cannot be decoded.
         """
@@ -217,7 +219,7 @@ class Entry:
             sample_rate_hz=sample_rate_hz,
             clip_id=f"{self.folder.subset}/{self.row.split}/{self.row.name}",
             provenance=f"masks of {self.folder.mask(self.row, 1).parent}",
-            category=self.row.category,
+            category=None if self.kind == "negative" else self.row.category,
         )
 
 

@@ -82,7 +82,7 @@ class ToyClip:
         return windows_at(sound, frame_times_s(), window_s, sample_rate_hz)
 
     def labeled_clip(self, window_s: float = 1.0, sample_rate_hz: int = 32_000) -> LabeledClip:
-        """The clip as the value that travels."""
+        """The clip as the value that travels; a negative's has no class, as nothing sounds."""
         return labeled_clip(
             self.frames,
             self.masks,
@@ -91,7 +91,7 @@ class ToyClip:
             sample_rate_hz=sample_rate_hz,
             clip_id=self.clip_id,
             provenance="toy world, drawn and synthesised",
-            category=self.category,
+            category=None if self.kind == "negative" else self.category,
         )
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -203,6 +204,14 @@ def test_a_labeled_clip_holds_the_labeled_frames_alone(root: Path) -> None:
         assert sample.window.end_ns == sample.frame.pts_ns == round(time_s * NS_PER_S)
         assert sample.window.samples.shape == (32_000,)
     assert test.category == "dog_barking"
+
+
+def test_a_negative_brings_no_class(root: Path) -> None:
+    """Its category is of something in view that is silent."""
+    entry = AVSBench(root, "s4").clips("test")[0]
+    negative = replace(entry, row=replace(entry.row, kind="negative"))
+    assert negative.category == "dog_barking"
+    assert negative.labeled_clip(32).category is None
 
 
 def test_first_labels_leave_other_training_masks_out(tmp_path: Path) -> None:

@@ -244,6 +244,9 @@ def test_a_clip_travels_as_a_labeled_clip() -> None:
     assert [len(s.window.samples) for s in value.clip.samples] == [32_000] * 5
     levels = [s.window.rms for s in value.clip.samples]
     assert levels[1] == pytest.approx(rms(clip.sound[15_000:31_000]), rel=0.03)
+    silent = make_clip(5, kind="negative", size_px=SIZE_PX)
+    assert silent.category is not None
+    assert silent.labeled_clip().category is None
 
 
 @pytest.fixture(scope="module")
