@@ -158,8 +158,13 @@ def _watched(config: Config, here: Path, frames: int, fps: int, bar: Progress) -
         def is_full() -> bool:
             return daemon.clips is None or daemon.clips.get("pending", 0) >= _BACKLOG
 
-        def shown() -> int:
+        def served() -> int:
             return sum(len(timed.latency_ms) for timed in daemon.masks.values())
+
+        before = served()  # while the learner was loaded
+
+        def shown() -> int:
+            return served() - before
 
         task = bar.add_task("frames", total=frames)
         with Labeler(config.intake.endpoint, clips, is_full) as labeler:
