@@ -26,7 +26,7 @@ import torch
 
 from ..model.method import MethodError
 from ..model.presets import WeightsError
-from ..model.training import Part, undivided
+from ..model.training import Part, TrainingError, undivided
 from .config import Config
 from .cores import available_cores
 from .devicetoken import StepToken
@@ -58,7 +58,15 @@ _STREAM_OPTIONS: Final[Mapping[str, Mapping[str, int | float | str]]] = {
 }
 """Where nobody tells boundaries; see `model.methods.atlas`."""
 _PR_SET_PDEATHSIG: Final = 1
-_REFUSALS = (LearningError, MethodError, WeightsError, EngineError, SpoolError, OSError)
+_REFUSALS = (
+    LearningError,
+    MethodError,
+    TrainingError,
+    WeightsError,
+    EngineError,
+    SpoolError,
+    OSError,
+)
 _log = logging.getLogger(__name__)
 
 

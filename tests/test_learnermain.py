@@ -12,14 +12,18 @@ import time
 from contextlib import closing, suppress
 
 import pytest
+import torch
 from atlasd.daemon import learnermain, spoolfile
 from atlasd.daemon.infos import LearnerInfo
 from atlasd.daemon.labelclips import write_clip
 from atlasd.daemon.labels import Refused, pack_stored
-from atlasd.daemon.learnermain import REFUSED, STOPPED
+from atlasd.daemon.learnermain import REFUSED, STOPPED, learn_settings
 from atlasd.daemon.learnline import DaemonEnd, LearnerEnd
+from atlasd.daemon.learnstore import Learned, LearnStore
+from atlasd.daemon.onlinelearner import OnlineLearner
 from atlasd.daemon.orders import Carried, Order
-from atlasd.daemon.parts import note_pause
+from atlasd.daemon.parts import base_importance, build_network, note_pause
+from atlasd.daemon.places import learned_folder
 from atlasd.daemon.spool import Spool
 from atlasd.daemon.spoolfile import (
     FILE_NAME,
@@ -29,6 +33,7 @@ from atlasd.daemon.spoolfile import (
     StorageError,
     passes,
 )
+from atlasd.model.checkpoints import tensor_hash, tensors_of
 from learnbench import toy
 from served import tiny_checkpoint, tiny_config
 
@@ -150,6 +155,30 @@ def test_a_learner_that_is_ended_leaves_between_two_steps_of_a_batch_without_end
     with Spool(config.intake.spool) as spool:
         assert spool.status().clips == {"journaled": 64}
         assert spool.try_batch(1) == 0
+
+
+@pytest.mark.slow
+def test_weights_of_before_that_say_nothing_finite_are_told_and_not_begun_with_again(tmp_path):
+    config = learning_config(tmp_path)
+    base = build_network(config)
+    store = LearnStore(learned_folder(config), keep=1)
+    learner = OnlineLearner(base, learn_settings(config), importance=base_importance(config, base))
+    with torch.no_grad():
+        for name, parameter in learner.network.named_parameters():
+            if ".lora_" in name:
+                parameter.fill_(1e25)
+    learned = Learned("0-bad", "", tensor_hash(tensors_of(base)), config.learner.method, 0)
+    store.write(learned, learner.network, learner.state())
+    line = DaemonEnd(f"ipc://{tmp_path}/line")
+    process = learner_of(config, line.endpoint)
+    try:
+        failed = until(line, process, lambda info: info.state == "failed")
+        assert "nothing finite in the form that is served" in failed.detail
+        assert process.wait(60) == REFUSED
+    finally:
+        process.kill()
+        process.wait()
+        line.close()
 
 
 @pytest.mark.parametrize(("name", "before"), [("resume", True), ("pause", False)])
