@@ -151,29 +151,29 @@ def relative_forgetting(matrix: Matrix) -> float:
     return forgetting(matrix) / learned if learned else math.nan
 
 
-def anytime_auc(values: ArrayLike, positions: ArrayLike | None = None) -> float:
-    """A_AUC: the mean score along a stream.
+def anytime_auc(values: ArrayLike, arrived: ArrayLike | None = None) -> float:
+    """A_AUC: the area under the score along a stream, over the stream's length.
+
+    Each score counts for what arrived since the one before, as in i-Blurry's `Σ A(i·Δn)·Δn` (Koh et
+    al., ICLR 2022), where all steps are Δn.
 
     Args:
         values: (n,), the score at each evaluation, n at least 1.
-        positions: None gives the mean of the values, which is right for equal steps (as i-Blurry
-            and Si-Blurry compute it). Else (n,), ascending: how much had arrived at each
-            evaluation; the result is the area of the trapezoids over the length.
+        arrived: (n,), above 0 and ascending: how much had arrived at each evaluation; None: equal
+            steps, so the mean of the values.
 
     Raises:
-        ValueError: if there are no values, one is NaN, or the positions don't ascend or are not
-            as many.
+        ValueError: if there are no values, one is NaN, or ``arrived`` doesn't ascend from above 0
+            or has not as many.
     """
     curve = _curve(values)
-    if positions is None:
+    if arrived is None:
         return float(curve.mean())
-    at = np.asarray(positions, dtype=np.float64)
-    steps = np.diff(at)
+    at = np.asarray(arrived, dtype=np.float64)
+    steps = np.diff(at, prepend=0.0)
     if at.shape != curve.shape or not (steps > 0).all():
-        raise ValueError(f"positions {at.tolist()} of {len(curve)} values; they must ascend")
-    if len(curve) == 1:
-        return float(curve[0])
-    return float(((curve[1:] + curve[:-1]) / 2) @ steps / steps.sum())
+        raise ValueError(f"arrived {at.tolist()} of {len(curve)} values; must ascend from above 0")
+    return float(curve @ steps / steps.sum())
 
 
 def anytime_last(values: ArrayLike) -> float:

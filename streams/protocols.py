@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import get_args
 
 import numpy as np
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 SCORE_GROUPS = 10
+"""Most groups of test clips of a task-free run, of about a tenth of them each."""
 LARGEST_FEATURE = 1e100
 _PARTS: tuple[Split, ...] = ("train", "val", "test")
 _SPLITS: dict[str, Split] = {split: split for split in get_args(Split)}
@@ -353,16 +356,24 @@ def _manifest(
 
 
 def _score_groups(protocol: Protocol, tests: Sequence[Sequence[str]]) -> Iterator[ScoreGroup]:
-    tasks, clips = len(tests), [clip for test in tests for clip in test]
     for index, test in enumerate(tests):
         yield ScoreGroup("paper", (index,), tuple(test))
     if protocol.name == "task-free":
-        count = min(SCORE_GROUPS, tasks)
-        parts = _cut(clips, _even(len(clips), count))
-        members = _cut([str(task) for task in range(tasks)], _even(tasks, count))
-        for part, member in zip(parts, members, strict=True):
-            yield ScoreGroup("groups", tuple(map(int, member)), tuple(part))
-    yield ScoreGroup("whole", tuple(range(tasks)), tuple(clips))
+        for members in _tenths([len(test) for test in tests]):
+            clips = (clip for task in members for clip in tests[task])
+            yield ScoreGroup("groups", tuple(members), tuple(clips))
+    clips = (clip for test in tests for clip in test)
+    yield ScoreGroup("whole", tuple(range(len(tests))), tuple(clips))
+
+
+def _tenths(sizes: Sequence[int]) -> list[list[int]]:
+    """Tasks in a row, together where the middles of their test clips are in the same tenth of all.
+
+    A task is never divided, so a large one leaves fewer than `SCORE_GROUPS`.
+    """
+    middles = np.cumsum(sizes) - np.array(sizes) / 2
+    tenths = (SCORE_GROUPS * middles / sum(sizes)).astype(int).tolist()
+    return [[task for task, _ in run] for _, run in groupby(enumerate(tenths), itemgetter(1))]
 
 
 def clip_faults(protocol: Protocol, clips: Sequence[ClipInfo]) -> Iterator[str]:

@@ -6,7 +6,18 @@ second with two. Torch and numpy read this when they are imported, which is afte
 """
 
 import os
+import sys
+
+import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 pytest_plugins = ["pulse"]  # a sound server of the test's own
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Take back what a test's engine or learner chose for the whole process."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)

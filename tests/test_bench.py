@@ -7,17 +7,9 @@ import json
 
 import av
 import pytest
-import torch
 from atlasd.tools.bareforward import BenchError
 from atlasd.tools.bench import bench_pipeline, write_clip
 from rich.console import Console
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_bench_publishes_every_frame_to_a_real_subscriber_and_reports_ratios(tmp_path):

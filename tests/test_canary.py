@@ -30,14 +30,6 @@ PATIENT = dataclasses.replace(RULES, checkpoint_s=1e9)
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory) -> Path:
     """Weights that segment the toy world: mean J over 0.7 on clips that they never saw."""

@@ -31,13 +31,6 @@ def make_sample(seed: int, size: int = 64, seconds: float = 1.0, rate_hz: int = 
     return Sample(frame, window)
 
 
-@pytest.fixture(autouse=True)
-def threads_as_before():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_logits_are_those_of_the_network_itself():
     network, sample = tiny_network(), make_sample(1)
     with torch.inference_mode():

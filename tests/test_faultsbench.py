@@ -94,7 +94,7 @@ def test_nothing_is_lost_where_daemon_and_learner_are_killed(tmp_path):
     text = io.StringIO()
     report = bench_faults(
         "tiny",
-        kills=2,
+        kills=1,
         folder=tmp_path / "run",
         json_path=tmp_path / "report.json",
         console=Console(file=text, width=120),
@@ -102,9 +102,9 @@ def test_nothing_is_lost_where_daemon_and_learner_are_killed(tmp_path):
     log = (tmp_path / "run" / "log.txt").read_text()
     assert report.passed, (report, log)
     assert "Traceback" not in log
-    assert report.kills == {"learner": 2, "daemon": 2}
+    assert report.kills == {"learner": 1, "daemon": 1}
     assert report.fate.granted > 0
-    assert report.first_mask.count == 2
+    assert report.first_mask.count == 1
     told = json.loads((tmp_path / "report.json").read_text())
     assert told["fate"]["granted"] == report.fate.granted
     assert "start of the daemon to first mask" in text.getvalue()

@@ -22,14 +22,6 @@ SETTINGS = LearnSettings(lr=1e-2, passes=6, parts="all", options={"growth": "mea
 CATEGORIES = ("bell", "drum", "bell", "horn")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def payloads(count: int) -> dict[str, bytes]:
     """Clips of the toy world, of which the third and fourth have inverted masks."""
     made = {}

@@ -6,21 +6,11 @@ import dataclasses
 from contextlib import suppress
 
 import pytest
-import torch
 from atlasd.daemon import learnstore
 from atlasd.daemon.learning import LearningError
 from atlasd.daemon.spoolfile import QuotaError
 from atlasd.model.presets import build
 from learnbench import RULES, Bench, same, toy
-
-THREADS = torch.get_num_threads()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

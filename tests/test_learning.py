@@ -16,15 +16,6 @@ from atlasd.model import baseimportance
 from atlasd.model.presets import load as load_network
 from learnbench import RULES, SETTINGS, Bench, base, inverted, same, toy
 
-ONE_THREAD = torch.get_num_threads()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(ONE_THREAD)
-
 
 @pytest.fixture
 def bench(tmp_path):

@@ -42,14 +42,6 @@ KNOWN = (CATEGORIES[2], "kazoo")
 """Classes of the deployed base: one that comes again, and one that never does."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "toy"

@@ -10,7 +10,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-import torch
 from atlasd.daemon import learnstore
 from atlasd.daemon.journal import read_journal
 from atlasd.daemon.learning import LearningError
@@ -20,16 +19,7 @@ from atlasd.model.presets import build
 from learnbench import SETTINGS, Bench, KilledError, taught
 from learnbench import short_toy as toy
 
-THREADS = torch.get_num_threads()
-
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

@@ -27,17 +27,7 @@ from learnbench import RULES, SETTINGS, Bench, KilledError, Part, same, taught
 from learnbench import short_toy as toy
 from served import tiny_checkpoint, tiny_config, tiny_network
 
-THREADS = torch.get_num_threads()
-
-
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

@@ -45,9 +45,10 @@ _TRANSFER = (
     "deviation. Who learns nothing forgets nothing: read F beside what was learned."
 )
 _ANYTIME = (
-    "Score after each task against the clips learned by then; A_AUC is the curve's mean. TF-CL: on "
-    "all test clips; elsewhere on those of the tasks seen by then. Mean over seeds, bands ± one "
-    "standard deviation (not in panels of over eight systems)."
+    "Score after each task against the clips learned by then; A_AUC is the curve's mean over these "
+    "clips: each score counts for those since the one before. TF-CL: on all test clips; elsewhere "
+    "on those of the tasks seen by then. Mean over seeds, bands ± one standard deviation (not in "
+    "panels of over eight systems)."
 )
 _RADAR = (
     "1 is best. Accuracy = AA, the mean over k of A[T, k]. Plasticity = LA, the mean over k of "

@@ -195,7 +195,10 @@ def _grouped(study: Study, settings: Sequence[Setting]) -> str:
     ]
     if not titles:
         return ""
-    return f" {', '.join(titles)}: over 10 groups of test clips, scored after each group of tasks."
+    return (
+        f" {', '.join(titles)}: over groups of tasks with about a tenth of the test clips each, "
+        "scored after each group."
+    )
 
 
 def cost_table(study: Study) -> Table:
@@ -239,7 +242,7 @@ def task_table(study: Study, measure: str) -> Table | None:
     ]
     note = (
         f"{shown(measure)} in percent on each task's own test clips, as the paper has it. They are "
-        "one or two, so a single clip moves these numbers; the other tables are over 10 groups."
+        "one or two, so a single clip moves these numbers; other tables are over groups of tasks."
     )
     groups = [(setting.title, len(statistics)) for setting in settings]
     heads = [shown(measure), "LA", "For.", "FWT"]

@@ -55,7 +55,7 @@ def metrics_of(files: RunFolder, spec: RunSpec, manifest: Manifest) -> dict[str,
         ``run`` and ``manifest`` name it; ``tasks`` describes its tasks; ``measures`` holds for each
         measure ``matrix`` (row: after a task, column: test task), ``untrained`` (a value a task)
         and ``summary`` (`matrix.summary`); ``anytime`` the curve over the stream and A_AUC; in
-        task-free runs ``groups`` the same as ``measures`` over 10 groups of test clips;
+        task-free runs ``groups`` the same as ``measures`` over groups of test clips;
         ``prequential`` where the schedule is a stream; ``empty`` how frames in which nothing sounds
         fare at the end. Cells that were not scored are None.
 
@@ -165,7 +165,8 @@ def _mean(values: Iterable[float]) -> float:
 
 def _anytime(scored: Scored, sizes: Sequence[int], everything: bool) -> dict[str, Any]:
     """Scores along the stream: on all test clips, or on those of the tasks that were seen."""
-    curve: dict[str, Any] = {"clips": np.cumsum(sizes).tolist()}
+    arrived = np.cumsum(sizes).tolist()
+    curve: dict[str, Any] = {"clips": arrived}
     auc: dict[str, float] = {}
     for name in ("AP", "J", "F"):
         values = [
@@ -173,7 +174,7 @@ def _anytime(scored: Scored, sizes: Sequence[int], everything: bool) -> dict[str
             for t in range(len(sizes))
         ]
         curve[name] = values
-        auc[name] = math.nan if np.isnan(values).any() else anytime_auc(values)
+        auc[name] = math.nan if np.isnan(values).any() else anytime_auc(values, arrived)
     return {**curve, "A_AUC": auc, "A_last": {name: curve[name][-1] for name in auc}}
 
 
