@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 Rule = Literal["oracle", "every", "plateau"]
+_MOST_OF_LEAST = 8
 
 
 class Consolidator:
@@ -134,13 +135,23 @@ def consolidator_of(rule: str) -> Consolidator:
     """A consolidator by its rule in words.
 
     Args:
-        rule: ``oracle``, ``plateau`` or ``every:N``.
+        rule: ``oracle``, ``every:N``, ``plateau``, or ``plateau:WINDOW:LEAST`` with the window and
+            the least steps between two; the most are eight times the least.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: it is none of them, or its numbers are out of their bounds.
     """
-    name, _, every = rule.partition(":")
-    chosen: dict[str, Rule] = {"oracle": "oracle", "plateau": "plateau", "every": "every"}
-    if name not in chosen or bool(every) != (name == "every"):
-        raise ValueError(f"rule is {rule!r}; allowed are oracle, plateau and every:N")
-    return Consolidator(chosen[name], every=int(every or 1))
+    match rule.split(":"):
+        case ["oracle"]:
+            return Consolidator()
+        case ["plateau"]:
+            return Consolidator("plateau")
+        case ["every", n] if n.isdecimal():
+            return Consolidator("every", every=int(n))
+        case ["plateau", window, least] if window.isdecimal() and least.isdecimal():
+            most = _MOST_OF_LEAST * int(least)
+            return Consolidator("plateau", window=int(window), least=int(least), most=most)
+        case _:
+            raise ValueError(
+                f"rule is {rule!r}; allowed are oracle, every:N, plateau and plateau:WINDOW:LEAST"
+            )

@@ -58,13 +58,14 @@ class SegmentData:
     Iterated, it gives batches, each time the same from the beginning.
     """
 
-    def __init__(self, batches: Iterable[Batch]) -> None:
+    def __init__(self, batches: Iterable[Batch], device: torch.device | str = "cpu") -> None:
         self._batches: Iterable[Batch] | None = batches
+        self._device = device
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._open():
             self._open()
-            yield batch
+            yield {name: value.to(self._device) for name, value in batch.items()}
 
     def _open(self) -> Iterable[Batch]:
         if self._batches is None:
@@ -99,6 +100,8 @@ class Method:
     """Whether masks depend on the segment that `predict` is told."""
     mixes_clips: ClassVar[bool] = False
     """Whether `transform` makes new sounds, so that encoded ones cannot be kept."""
+    counts_on_host: ClassVar[bool] = False
+    """Whether its state stays on the CPU, wherever the network is."""
     strength: ClassVar[str] = ""
     """The option that at 0 leaves Finetune; none where there is no such option."""
 
@@ -139,7 +142,8 @@ class Method:
         """Keep what was learned.
 
         Args:
-            data: batches of the current segment; without boundaries the latest batch alone.
+            data: batches of the current segment, on the network's device; without boundaries the
+                latest batch alone.
         """
 
     def predict(self, batch: Batch, out: Output, segment: Segment | None) -> Output:
@@ -158,8 +162,17 @@ class Method:
         return dict(self.state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where `state_dict` was called, after `prepare` of the same network."""
-        self.state = {name: value.clone() for name, value in state.items()}
+        """Go on where `state_dict` was called, after `prepare` of the same network.
+
+        What was read from a file is put where the network is, but for counters without dimensions.
+        """
+        there = next(self.network.parameters()).device
+        self.state = {
+            name: value.clone()
+            if self.counts_on_host or not value.ndim
+            else value.to(there, copy=True)
+            for name, value in state.items()
+        }
 
 
 def within(out: Output, segment: Segment | None) -> Output:

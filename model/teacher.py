@@ -45,7 +45,8 @@ class Teacher:
         head = self.network.head
         rows = state.get("head.linear.weight")
         if head is not None and rows is not None and len(rows) != head.linear.out_features:
-            self.network.head = ClassHead(head.linear.in_features, len(rows)).to(rows)
+            new = ClassHead(head.linear.in_features, len(rows))
+            self.network.head = new.to(head.linear.weight)
             self.network.head.requires_grad_(requires_grad=False)
         if any(name not in self.network.state_dict() for name in state):
             merge(self.network.get_submodule("decoder"))

@@ -83,6 +83,28 @@ def test_the_anchors_share_the_importance_that_one_would_have(growth):
         torch.testing.assert_close(total, totals[0], rtol=4e-3, atol=0)
 
 
+@pytest.mark.parametrize("options", [{}, {"gamma": 0.5}])
+def test_a_moving_average_goes_on_after_the_first_consolidation(options):
+    """`Ω ← γΩ + (1 − γ)·100/n·gained`, the first alone whole; γ is 0.8 where it is not told."""
+    bowl = Bowl(START, STIFFNESS, MINIMUM)
+    method = prepared("atlas", bowl, c=0.0, growth="mean", **options)
+    single = prepared("atlas", Bowl(START, STIFFNESS, MINIMUM), c=0.0, gamma=0.0)
+    gamma, expected = options.get("gamma", 0.8), None
+    for target in TARGETS:
+        for one in (method, single):
+            one.network.minimum = torch.tensor(target, dtype=torch.float64)
+            descend(one.network, one, torch.optim.SGD(one.network.parameters(), lr=0.02), 40)
+            one.consolidate([])
+        gained = 100 / 40 * single.state["importance.decoder.theta"]
+        expected = gained if expected is None else gamma * expected + (1 - gamma) * gained
+        torch.testing.assert_close(method.state["importance.decoder.theta"], expected)
+
+
+def test_a_moving_average_that_would_stand_still_is_refused():
+    with pytest.raises(MethodError, match="growth is mean and gamma 1"):
+        load("atlas", {"growth": "mean", "gamma": 1.0})
+
+
 def test_over_the_cap_the_oldest_anchor_yields():
     free, capped = (
         prepared("atlas", Bowl(START, STIFFNESS, MINIMUM), c=0.0, anchors=3, cap=cap)

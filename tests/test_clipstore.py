@@ -68,6 +68,23 @@ def test_a_data_set_of_another_id_shares_nothing(data, network, tmp_path):
     assert made[0] == made[1] != made[2]
 
 
+def test_features_of_other_devices_and_threads_are_others(data, network, tmp_path):
+    """Their last bits differ, and equal runs must give equal bytes."""
+    made: list[str] = []
+
+    class Counting(DiskCache):
+        def get(self, key, make):
+            made.append(key)
+            return super().get(key, make)
+
+    clip = f"s4/test/{AVSBench(data, 's4').clips('test')[0].name}"
+    for threads in (1, 1, 2):
+        torch.set_num_threads(threads)
+        ClipStore(data, "s4", network, Counting(tmp_path, 1 << 30), seed=0).features(clip)
+    keys = [key for key in made if key.startswith("features")]
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_what_is_in_the_cache_is_not_read_again(data, network, tmp_path):
     entry = AVSBench(data, "s4").clips("test")[0]
     clip = f"s4/test/{entry.name}"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from atlasd.model.consolidator import Consolidator
+from atlasd.model.consolidator import Consolidator, consolidator_of
 
 
 def fired(consolidator, losses):
@@ -69,3 +69,29 @@ def test_it_goes_on_where_it_was(rule, stop):
 def test_rules_that_cannot_be_are_refused(told):
     with pytest.raises(ValueError, match=r"allowed are|must be"):
         Consolidator(**({"rule": "plateau"} | told))
+
+
+@pytest.mark.parametrize(
+    ("rule", "first"), [("plateau", 25), ("plateau:5:5", 5), ("plateau:5:10", 10), ("every:3", 3)]
+)
+def test_a_rule_in_words(rule, first):
+    assert fired(consolidator_of(rule), np.full(30, 0.5))[0] == first
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "",
+        "never",
+        "oracle:1",
+        "every",
+        "every:0",
+        "every:x",
+        "plateau:5",
+        "plateau:9:5",
+        "plateau::5",
+    ],
+)
+def test_no_rule_is_refused(rule):
+    with pytest.raises(ValueError, match=r"allowed are oracle|must be at least 1|window <= least"):
+        consolidator_of(rule)

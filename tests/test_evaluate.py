@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -500,6 +500,25 @@ def test_results_of_another_configuration_are_refused_at_once_for_all_runs(data,
     assert metrics.read_bytes() == before
 
 
+def test_another_data_set_at_the_same_place_is_refused(data, tmp_path):
+    """Rebuilt with another id, or with another table; a set that went away is not missed."""
+    root = tmp_path / "toy"
+    shutil.copytree(data, root)
+    spec = RunSpec(data=root, **(SMALL | {"tasks": 1}))
+    assert evaluate([spec], options(tmp_path), told()[0])
+    (root / "dataset.json").write_text(json.dumps({"id": "toy-of-today"}))
+    with pytest.raises(EvaluateError, match=r"learned from .* and .* holds toy-of-today now"):
+        evaluate([spec], options(tmp_path), told()[0])
+    shutil.rmtree(root)
+    shutil.copytree(data, root)
+    assert evaluate([spec], options(tmp_path), told()[0])
+    (config,) = (tmp_path / "runs").rglob("config.json")
+    noted = json.loads(config.read_text())
+    config.write_text(json.dumps({k: v for k, v in noted.items() if k != "data_content"}))
+    (root / "dataset.json").write_text(json.dumps({"id": "toy-of-today"}))
+    assert evaluate([spec], options(tmp_path), told()[0]), "earlier versions kept no note"
+
+
 def test_a_run_whose_twin_is_another_is_refused_at_once(data, tmp_path):
     spec = RunSpec(data=data, **(SMALL | {"tasks": 1}))
     assert evaluate([spec], options(tmp_path), told()[0])
@@ -705,90 +724,6 @@ def test_what_a_library_or_a_child_writes_to_a_workers_output_is_no_event(data, 
 def test_a_job_survives_its_line(data, tmp_path):
     job = Job(RunSpec(data=data, **SMALL), tmp_path, (tmp_path,), tmp_path, 5)
     assert Job.from_json(job.to_json()) == job
-
-
-# -- the cache ---------------------------------------------------------------------------------
-
-
-def test_the_cache_computes_once_and_keeps_what_fits(tmp_path):
-    made: list[int] = []
-
-    def make(n):
-        made.append(n)
-        return {"x": np.full(10_000, n, np.uint8)}
-
-    cache = DiskCache(tmp_path, 60_000)
-    for n in range(4):
-        assert cache.get(f"key {n}", lambda n=n: make(n))["x"][0] == n
-    assert DiskCache(tmp_path, 60_000).get("key 2", lambda: make(2))["x"][0] == 2
-    assert made == [0, 1, 2, 3]
-    for n in range(4, 12):
-        cache.get(f"key {n}", lambda n=n: make(n))
-    assert sum(file.stat().st_size for file in tmp_path.rglob("*.npz")) <= 60_000
-
-
-def test_the_cache_drops_the_least_recently_used(tmp_path):
-    cache = DiskCache(tmp_path, 35_000)
-    array = {"x": np.zeros(10_000, np.uint8)}
-    for n in range(3):
-        cache.get(f"key {n}", lambda: array)
-    for age, n in ((30, 1), (20, 0), (10, 2)):
-        path = next(iter(_files_of(tmp_path, f"key {n}")))
-        os.utime(path, (1e9 - age, 1e9 - age))
-    cache.get("key 3", lambda: array)
-    assert not list(_files_of(tmp_path, "key 1"))
-    assert list(_files_of(tmp_path, "key 2"))
-
-
-def _files_of(folder, key):
-    import hashlib
-
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    return folder.glob(f"{digest[:2]}/{digest[2:34]}.npz")
-
-
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 broken", b"no archive at all"])
-def test_a_damaged_file_counts_as_missing(damage, tmp_path):
-    cache = DiskCache(tmp_path, 1 << 20)
-    cache.get("key", lambda: {"x": np.arange(3)})
-    (path,) = tmp_path.rglob("*.npz")
-    path.write_bytes(damage)
-    assert cache.get("key", lambda: {"x": np.arange(4)})["x"].tolist() == [0, 1, 2, 3]
-
-
-def test_a_file_that_another_process_drops_meanwhile_is_no_failure(tmp_path, monkeypatch):
-    array = {"x": np.zeros(10_000, np.uint8)}
-    DiskCache(tmp_path, 1 << 20).get("one", lambda: array)
-    glob = Path.glob
-
-    def raced(folder, pattern):
-        for path in list(glob(folder, pattern)):
-            if pattern.endswith("npz"):
-                path.unlink()
-            yield path
-
-    monkeypatch.setattr(Path, "glob", raced)
-    for most in (1 << 20, 10):
-        cache = DiskCache(tmp_path, most)
-        assert cache.get(f"two {most}", lambda: array)["x"].size == 10_000
-
-
-def test_what_killed_processes_were_writing_is_swept_out_of_the_cache(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    (tmp_path / "ab").mkdir()
-    dead = tmp_path / "ab" / f"x.{process.pid}.part"
-    alive = tmp_path / "ab" / f"x.{os.getppid()}.part"
-    for path in (dead, alive):
-        path.write_bytes(bytes(1000))
-    DiskCache(tmp_path, 1 << 20).get("key", lambda: {"x": np.zeros(3)})
-    assert (dead.exists(), alive.exists()) == (False, True)
-
-
-def test_a_cache_of_nothing_keeps_nothing(tmp_path):
-    cache = DiskCache(tmp_path / "none", 0)
-    cache.get("key", lambda: {"x": np.arange(3)})
-    assert not (tmp_path / "none").exists()
 
 
 def test_the_help_names_every_grid_and_the_cache():

@@ -64,6 +64,48 @@ def test_importance_is_a_loops_mean_over_examples(name, measure, most):
         torch.testing.assert_close(found, total / largest, rtol=1e-4, atol=1e-7)
 
 
+def one_picture(network, times):
+    (batch,) = batches(network, sizes=(2,))
+    return {name: value[:1].expand(times, *value.shape[1:]) for name, value in batch.items()}
+
+
+def test_the_sampled_fisher_is_bernoullis_and_categoricals():
+    """Of a bias of all N pixels `mean(σ(1 − σ))/N`, of class biases `λ²·p(1 − p)`."""
+    network = build("tiny", trained=False, categories=("dog", "cow", "car"))
+    with torch.no_grad():
+        network.head.linear.bias.copy_(torch.tensor([1.5, 0.0, -1.0]))
+        network.decoder.mask.bias.zero_()
+    batch = one_picture(network, 600)
+    method = load("ewc", {"examples": 600, "truth": "sampled"})
+    method.prepare(network)
+    method.begin(None)
+    method.consolidate([batch])
+    out = answer(network.eval(), {name: value[:1] for name, value in batch.items()})
+    p = out.class_logits[0].detach().double().softmax(dim=0)
+    wanted = 0.25 * p * (1 - p)
+    found = method.state["importance.head.linear.bias"].double()
+    unit = found.sum() / wanted.sum()
+    torch.testing.assert_close(found / unit, wanted, rtol=0.2, atol=0)
+    sounding = torch.sigmoid(out.mask_logits.detach().double())
+    pixels = (sounding * (1 - sounding)).mean() / sounding.numel()
+    mask = method.state["importance.decoder.mask.bias"].double()[0] / unit
+    torch.testing.assert_close(mask, pixels, rtol=0.2, atol=0)
+
+
+def test_the_sampled_fisher_needs_no_truth():
+    network = build("tiny", trained=False, categories=("dog", "cow"))
+    data = list(batches(network))
+    blank = [b | {"masks": 0 * b["masks"], "labels": 0 * b["labels"] - 1} for b in data]
+    found = []
+    for told in (data, blank):
+        method = load("ewc", {"truth": "sampled"})
+        method.prepare(network)
+        method.begin(None)
+        method.consolidate(told)
+        found.append(method.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
 @pytest.mark.parametrize("composed", [False, True])
 def test_the_fisher_is_of_the_loss_that_is_learned(composed):
     """With λ_cls = 0 the class head matters to nothing."""

@@ -30,13 +30,14 @@ def learned(**options):
     return method
 
 
-def reference(x, data, alpha1, alpha2):
+def reference(x, data, alpha1, alpha2, shrinkages=1):
     """Squared Mahalanobis distances as §3 of the paper says, in float64."""
     covariance = np.cov(data.T)
     D = len(covariance)
-    off = covariance[~np.eye(D, dtype=bool)].mean()
     eye = np.eye(D)
-    covariance = covariance + alpha1 * np.trace(covariance) / D * eye + alpha2 * off * (1 - eye)
+    for _ in range(shrinkages):
+        off = covariance[~np.eye(D, dtype=bool)].mean()
+        covariance = covariance + alpha1 * np.trace(covariance) / D * eye + alpha2 * off * (1 - eye)
     deviation = np.sqrt(np.diag(covariance))
     inverse = np.linalg.inv(covariance / np.outer(deviation, deviation))
     away = x - data.mean(axis=0)
@@ -49,15 +50,18 @@ def scaled(tokens, power):
     return np.sign(x) * np.abs(x) ** power
 
 
-@pytest.mark.parametrize(("alpha1", "alpha2", "power"), [(1.0, 0.0, 1.0), (1.0, 1.0, 0.5)])
-def test_class_distances_are_numpys(alpha1, alpha2, power):
-    method = learned(alpha1=alpha1, alpha2=alpha2, power=power)
+@pytest.mark.parametrize(
+    ("alpha1", "alpha2", "power", "shrinkages"), [(1.0, 0.0, 1.0, 1), (1.0, 1.0, 0.5, 2)]
+)
+def test_class_distances_are_numpys(alpha1, alpha2, power, shrinkages):
+    """The authors' settings for ViTs and for ResNets."""
+    method = learned(alpha1=alpha1, alpha2=alpha2, power=power, shrinkages=shrinkages)
     x = scaled(torch.cat([out.fused.mean(dim=(1, 2)) for _, out in shown()]), power)
     labels = torch.cat([batch["labels"] for batch, _ in shown()]).numpy()
     batch, out = shown()[0]
     found = -method.predict(batch, out, None).class_logits.numpy()
     for label in range(3):
-        expected = reference(x[:16], x[labels == label], alpha1, alpha2)
+        expected = reference(x[:16], x[labels == label], alpha1, alpha2, shrinkages)
         np.testing.assert_allclose(found[:, label], expected, rtol=1e-3, atol=1e-4)
 
 

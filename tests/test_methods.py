@@ -278,6 +278,33 @@ def test_a_run_that_was_cut_short_ends_as_one_that_was_not(name, stop, make, tmp
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_what_was_read_from_a_file_is_put_where_the_network_is(name, make):
+    """On a device without numbers, which all networks can be on; PANDA counts on the CPU."""
+    run = Run(make(name))
+    run.begin(PARTS[0])
+    run.learn(PARTS[0])
+    run.consolidate(PARTS[0])
+    there = make(name)
+    network = network_for(there).to("meta")
+    network.grow(ALL)  # a teacher's head is then another
+    there.prepare(network)
+    there.load_state_dict(run.method.state_dict())
+    for key, value in there.state_dict().items():
+        counted = "panda" in (name, key.split(".")[0])
+        assert value.device.type == ("cpu" if counted or not value.ndim else "meta"), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_told_of_no_boundary_again_nothing_is_counted_anew(name, make):
+    run = Run(make(name))
+    run.begin(PARTS[0], told=False)
+    run.learn(PARTS[0])
+    before = {key: value.clone() for key, value in run.method.state_dict().items()}
+    run.method.begin(None)
+    assert same(before, run.method.state_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_without_boundaries_it_learns_and_resumes(name, make, tmp_path):
     """Nobody tells where a segment begins; a save lies before and one after a consolidation."""
     if make(name).needs_boundaries:
@@ -385,6 +412,11 @@ def test_a_method_that_asks_for_a_segment_that_is_over_is_stopped():
 
     with pytest.raises(PastDataError, match="earlier segment"):
         two_segments(Run(Nostalgic()))
+
+
+def test_segment_data_lies_where_it_is_wanted():
+    (batch,) = SegmentData([{"images": torch.zeros(2)}], "meta")
+    assert batch["images"].device.type == "meta"
 
 
 def test_segment_data_closes_while_it_is_read_and_reads_again_before():

@@ -383,6 +383,16 @@ def test_a_stream_without_boundaries_resumes_with_its_optimizer(method, how, dat
     assert "class_cil" not in whole["measures"], "several sources have no label"
 
 
+@pytest.mark.parametrize("method", ["fecam", "atlas"])
+def test_every_frame_of_a_told_stream_is_predicted_before(method, data, cache, tmp_path):
+    """FeCAM's network learns from the first task alone, and is scored on all of them."""
+    how = {"protocol": "task-free", "split": "2-2", "schedule": "stream", "batch": 2}
+    whole = replay(spec(data, method=method, **how), tmp_path / "whole", cache=cache)
+    assert whole["prequential"]["frames"] == 6 * 5
+    told = (tmp_path / "whole" / "prequential.csv").read_text().splitlines()[1:]
+    assert [int(line.split(",")[0]) for line in told] == [0] * 10 + [1] * 10 + [2] * 10
+
+
 @pytest.mark.parametrize("key", ["together", "passes"])
 def test_what_only_a_stream_has_is_refused_elsewhere(key, data):
     with pytest.raises(ValidationError, match=f"{key} is 2, and schedule no stream"):

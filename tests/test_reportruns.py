@@ -139,6 +139,11 @@ def test_a_data_set_tells_its_id_and_only_avsbench_passes_for_it(tmp_path):
     write_run(tmp_path / "runs", data=tmp_path / "set")
     (data,) = study(read_runs([tmp_path / "runs"])[0]).data
     assert (data.path, data.id, data.is_avsbench) == (str(tmp_path / "set"), "open-avs-ci-1", False)
+    (config,) = (tmp_path / "runs").rglob("config.json")
+    noted = {**json.loads(config.read_text()), "data_content": "0123abcd open-avs-ci-0"}
+    config.write_text(json.dumps(noted))  # what a run learned from, whatever lies there now
+    (data,) = study(read_runs([tmp_path / "runs"])[0]).data
+    assert data.id == "open-avs-ci-0"
     assert Data("/data/AVSBench", "").is_avsbench
     assert Data("/data/avs-bench/v1", "").is_avsbench
     assert not Data("/data/open-avs", "").is_avsbench

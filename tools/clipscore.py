@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..model.losses import NO_LABEL
@@ -123,7 +124,7 @@ class ClipScorer:
         probs: list[NDArray[np.uint8]] = []
         for clip, segment in zip(clips, segments, strict=True):
             found, _, _ = self._predict(self._batch([(clip, k) for k in range(5)], {}), segment)
-            probs.append(np.round(255 * found[_MIDDLE]).astype(np.uint8))
+            probs.append(np.round(255 * found[_MIDDLE].cpu().numpy()).astype(np.uint8))
             images.append(self._store.entries[clip].frames(px)[_MIDDLE])
         return {
             "clips": np.array(clips),
@@ -186,8 +187,12 @@ class ClipScorer:
     @torch.no_grad()
     def _predict(
         self, batch: Batch, segment: Segment | None, *, resize: bool = True
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
-        """Probabilities (N, px, px); whether the class was told right, and within the task."""
+    ) -> tuple[Tensor, NDArray[np.float64], NDArray[np.float64]]:
+        """What is predicted, where the network is.
+
+        Returns:
+            Probabilities (N, px, px); whether the class was told right, and within the task.
+        """
         device = next(self._network.parameters()).device
         batch = {name: value.to(device) for name, value in batch.items()}
         if "waves" in batch:
@@ -202,8 +207,7 @@ class ClipScorer:
             logits = F.interpolate(logits[:, None], (px, px), mode="bilinear", align_corners=False)[
                 :, 0
             ]
-        probs = torch.sigmoid(logits).cpu().numpy()
-        return probs, _right(plain, batch), _right(told, batch)
+        return torch.sigmoid(logits), _right(plain, batch), _right(told, batch)
 
     def _truth(self, clip: str, frame: int) -> NDArray[np.bool_]:
         return self._store.truth(clip, self._spec.score_px)[0][frame]

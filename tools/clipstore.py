@@ -2,7 +2,8 @@
 
 Both are slow and the same in every epoch and every run, so they are kept: some in memory, all on
 disk. The audio encoder is frozen, so a sound's features follow from the encoder, the clip and the
-number of the variation. A clip whose files have another size or time of change is another clip.
+number of the variation, and their last bits from where it computes. A clip whose files have another
+size or time of change is another clip.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class ClipStore:
         self._source = source_of(root, next(iter(self.entries.values())).folder)
         self._stamps: dict[str, str] = {}
         self._network = network
-        self._encoder = tensor_hash(network.audio.state_dict())
+        self._encoder = f"{tensor_hash(network.audio.state_dict())} {computes_on(network)}"
         self._cache = cache
         self._seed = seed
         self._memory: OrderedDict[str, Arrays] = OrderedDict()
@@ -186,6 +187,15 @@ class ClipStore:
                 _, dropped = self._memory.popitem(last=False)
                 self._held -= _size(dropped)
         return found
+
+
+def computes_on(network: Network) -> str:
+    """The kind of device that a network is on, on which the last bits of what it says depend.
+
+    With the number of threads that sums are divided among, on a CPU.
+    """
+    device = next(network.parameters()).device.type
+    return f"cpu {torch.get_num_threads()}" if device == "cpu" else device
 
 
 def read_entries(root: Path, subset: Subset) -> dict[str, Entry]:

@@ -24,10 +24,14 @@ class DiskCache:
     """
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
-        """Args: ``most_bytes`` that all files together may take; 0 keeps nothing."""
+        """Args: ``most_bytes`` that all files together may take; 0 keeps nothing.
+
+        Each process looks what the others wrote once it has itself written a fiftieth of that.
+        """
         self._folder = folder
         self._most = most_bytes
         self._size: int | None = None
+        self._unseen = 0
 
     def get(self, key: str, make: Callable[[], Mapping[str, NDArray[np.generic]]]) -> Arrays:
         """The arrays of a key: out of the cache, else computed and kept.
@@ -63,19 +67,21 @@ class DiskCache:
             self._size = sum(size for _, size, _ in self._files())
         else:
             self._size += size
-        if self._size > self._most:
+        self._unseen += size
+        if self._size > self._most or self._unseen > self._most // 50:
             self._shrink()
 
     def _shrink(self) -> None:
-        """Drop the least recently used files until a tenth of the bound is free."""
+        """Over the bound, drop the least recently used files until a tenth of it is free."""
         files = self._files()
         size = sum(bytes_ for _, bytes_, _ in files)
+        allowed = 0.9 * self._most if size > self._most else size
         for _, bytes_, file in sorted(files):
-            if size <= 0.9 * self._most:
+            if size <= allowed:
                 break
             file.unlink(missing_ok=True)
             size -= bytes_
-        self._size = size
+        self._size, self._unseen = size, 0
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """When each file was last used, its bytes, its path."""

@@ -14,7 +14,7 @@ from ..model.lora import base_state
 from ..model.network import Network
 from ..model.visual import last_stage, summary
 from ..streams.protocols import ClipInfo
-from .clipstore import ClipStore
+from .clipstore import ClipStore, computes_on
 
 _MIDDLE = 2
 
@@ -67,7 +67,7 @@ def _name(network: Network) -> str:
     frozen = {f"visual.{n}": t for n, t in base_state(network.visual.backbone).items()}
     frozen |= {f"audio.{n}": t for n, t in network.audio.state_dict().items()}
     told = (preset.image_px, preset.mean, preset.std, preset.window_s, preset.front_end)
-    return f"embedding {tensor_hash(frozen)} {told}"
+    return f"embedding {tensor_hash(frozen)} {told} {computes_on(network)}"
 
 
 def _unit(x: Tensor) -> NDArray[np.float64]:

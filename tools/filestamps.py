@@ -16,14 +16,23 @@ def stamp_of(paths: Iterable[str]) -> str:
 
 
 def source_of(root: Path, folder: SubsetFolder) -> str:
-    """Names a subset by its place, its table's content and its data set's id, where it has one.
+    """Names a subset by its place and by `content_of` it.
+
+    Raises:
+        DatasetError: ``dataset.json`` cannot be read.
+    """
+    return f"{folder.table.resolve()} {content_of(root, folder)}"
+
+
+def content_of(root: Path, folder: SubsetFolder) -> str:
+    """Names a subset, wherever it lies: its table's SHA-256, its data set's id where it has one.
 
     Raises:
         DatasetError: ``dataset.json`` cannot be read.
     """
     content = hashlib.sha256(folder.table.read_bytes()).hexdigest()
     known = (read_manifest(root) or {}).get("id", "")
-    return f"{folder.table.resolve()} {content} {known}"
+    return f"{content} {known}"
 
 
 def look_of(root: Path, folder: SubsetFolder) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ..model.matrix import Matrix
-from .runfolder import RunFolder
+from .runfolder import NOTED, RunFolder
 from .runspec import RunSpec
 
 Key = tuple[str, str]
@@ -52,6 +52,7 @@ class Run:
             likewise over groups.
         anytime: (T,) each: ``clips`` learned by then, and the scores AP, J and F.
         machine: what it ran on; "" if that was not written down.
+        data_id: of the data set that it learned from; "" where that has none.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Run:
     matrices: Mapping[str, Matrix]
     anytime: Mapping[str, Matrix]
     machine: str
+    data_id: str
 
     @property
     def is_grouped(self) -> bool:
@@ -188,8 +190,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _run(folder: Path, told: Mapping[str, Any]) -> Run | Unfinished:
     try:
-        aside = ("hash", "data_at")
-        spec = RunSpec.model_validate({k: value for k, value in told.items() if k not in aside})
+        spec = RunSpec.model_validate({k: value for k, value in told.items() if k not in NOTED})
     except ValidationError as error:
         raise ReportError(
             f"{folder / 'config.json'} is not a run of this version ({error.errors()[0]['loc']}: "
@@ -215,12 +216,23 @@ def _run(folder: Path, told: Mapping[str, Any]) -> Run | Unfinished:
             {n: _floats(found["matrix"]) for n, found in _main(metrics).items()},
             {n: _floats(metrics["anytime"][n]) for n in ("clips", "AP", "J", "F")},
             str(costs.get("machine", "")),
+            _data_id(told, spec.data),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(
             f"{files.metrics} is no metrics of this version ({type(error).__name__}: {error}); "
             f"delete {folder} and run the evaluation again"
         ) from error
+
+
+def _data_id(told: Mapping[str, Any], path: Path) -> str:
+    """As noted when the run began; runs of earlier versions: as it is now."""
+    if "data_content" in told:
+        return str(told["data_content"]).partition(" ")[2]
+    try:
+        return str(json.loads((path / "dataset.json").read_text(encoding="utf-8")).get("id", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _why(files: RunFolder) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -54,7 +52,7 @@ class Data(NamedTuple):
 
     Attributes:
         path: as the runs name it.
-        id: what its ``dataset.json`` says, where it is there to be read; "" if not.
+        id: what its ``dataset.json`` said when the runs began; "" if nothing is known of it.
     """
 
     path: str
@@ -95,8 +93,7 @@ class Study:
     @property
     def data(self) -> tuple[Data, ...]:
         """The data sets."""
-        paths = dict.fromkeys(run.spec.data for run in self.runs)
-        return tuple(Data(str(path), _data_id(path)) for path in paths)
+        return tuple(dict.fromkeys(Data(str(run.spec.data), run.data_id) for run in self.runs))
 
     @property
     def machines(self) -> tuple[str, ...]:
@@ -261,13 +258,6 @@ def _flat(run: Run) -> dict[str, Any]:
     told = run.spec.model_dump(mode="json", exclude={"system", "seed", "device", "threads", "data"})
     inner = {**told.pop("vary"), **told.pop("options")}
     return {key: value for key, value in {**told, **inner}.items() if value is not None}
-
-
-def _data_id(path: Path) -> str:
-    try:
-        return str(json.loads((path / "dataset.json").read_text(encoding="utf-8")).get("id", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
 
 
 def _list(seeds: Sequence[int]) -> str:

@@ -30,6 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from ..streams.avslayout import DatasetError, find_subset
+from .filestamps import content_of
 from .leftovers import sweep
 from .runspec import RunSpec
 
@@ -37,7 +39,9 @@ UNTRAINED = -1
 """The task number of scores before any task."""
 
 _GROUPS = "groups"
-_ASIDE = {"hash", "data_at", "device", "system"}
+NOTED = ("hash", "data_at", "data_content")
+"""What stands in ``config.json`` besides the `RunSpec`."""
+_ASIDE = {*NOTED, "device", "system"}
 """What of a configuration does not say which run it is; see `RunSpec.hash`."""
 _log = logging.getLogger(__name__)
 
@@ -150,10 +154,12 @@ class RunFolder:
         """This run as the folder names it; None: the folder is nobody's yet. Nothing is written.
 
         One data set can be named in two ways, relative to here and from the root; the run keeps the
-        name, and with it the hash, that it began with.
+        name, and with it the hash, that it began with. A data set that is not there now is not
+        compared with the one that was, nor one of which an earlier version kept no note.
 
         Raises:
-            RunError: it holds another run, or what is no run.
+            RunError: it holds another run, or what is no run, or was learned from another data set
+                that lay where this one does.
         """
         if not self._config.exists():
             if self.path.is_file() or (self.path.is_dir() and self._strangers()):
@@ -168,11 +174,11 @@ class RunFolder:
                 f"{self._config} cannot be read as a run's configuration ({error!r}); name another "
                 "folder, or delete this one"
             ) from error
-        if spec.hash == recorded:
-            return spec
         there = Path(found.get("data_at", named.data))
-        if named.hash == recorded and there.resolve() == spec.data.resolve():
-            return named
+        renamed = named.hash == recorded and there.resolve() == spec.data.resolve()
+        if spec.hash == recorded or renamed:
+            self._check_content(spec, str(found.get("data_content", "")))
+            return spec if spec.hash == recorded else named
         raise RunError(
             f"{self.path} holds results of another configuration; it differs in "
             f"{', '.join(_differing(spec, found)) or 'keys of another version'}: name another "
@@ -193,6 +199,7 @@ class RunFolder:
             sweep(list(self.path.glob(".*.part")) + list(self.path.glob("*/.*.part")))
         if named is None:
             told = {"hash": spec.hash, "data_at": str(spec.data.resolve())}
+            told["data_content"] = _content(spec)
             write_json(self._config, {**told, **spec.model_dump(mode="json")})
         return named or spec
 
@@ -220,6 +227,15 @@ class RunFolder:
             raise RunError(
                 f"{self.path} began from weights {began[1]} ({began[0][:12]}), and {source} holds "
                 f"{version} ({content[:12]}) now: put those back, or name another folder"
+            )
+
+    def _check_content(self, spec: RunSpec, began: str) -> None:
+        now = _content(spec)
+        if began and now and began != now:
+            before, holds = (one.partition(" ")[2] or one[:12] for one in (began, now))
+            raise RunError(
+                f"{self.path} learned from {before}, and {spec.data} holds {holds} now, or its "
+                "table changed: put that one back, name another folder, or delete this one"
             )
 
     def _strangers(self) -> list[Path]:
@@ -268,6 +284,14 @@ class RunFolder:
         path = self.frames_file(task).with_suffix(".json")
         told = json.loads(path.read_text(encoding="utf-8"))
         return [Curve(*curve) for curve in told.get(_GROUPS, [])]
+
+
+def _content(spec: RunSpec) -> str:
+    """`content_of` the run's data; "" where it is not there."""
+    with suppress(DatasetError, OSError):
+        folder = find_subset(spec.data, spec.subset)
+        return content_of(spec.data, folder) if folder else ""
+    return ""
 
 
 def _differing(spec: RunSpec, found: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from ..model.adapting import Parts
+from ..model.consolidator import consolidator_of
 from ..model.method import Trainable
 from ..streams.avslayout import FRAMES_PER_CLIP, Subset
 
@@ -119,8 +120,9 @@ class RunSpec(BaseModel):
     """Of a stream: clips that are learned together, as `learner.clips`; 0: what a step takes."""
     passes: int = Field(default=1, ge=1, le=100)
     """Of a stream: over what is learned together, as `learner.passes`."""
-    consolidate: str = Field(default="oracle", pattern=r"^(oracle|plateau|every:[1-9][0-9]*)$")
-    """At told boundaries, on plateaus, or every N steps."""
+    consolidate: str = "oracle"
+    """At told boundaries, on plateaus, or every N steps; `plateau:5:5` looks at 5 steps and lets at
+    least 5 lie between (20 and 25 by default), for tasks of few steps."""
     decoder: Decoder = "full"
     """`full` trains in every task; `lora_after_first`: from the second task on only LoRA on its
     convolutions does, of the rank that the backbone's has, over the decoder of the first."""
@@ -168,6 +170,12 @@ class RunSpec(BaseModel):
                 f"clip_frames is {frames}; a run learns and scores frames by themselves (1) or all "
                 f"{FRAMES_PER_CLIP} of a clip together"
             )
+        return value
+
+    @field_validator("consolidate")
+    @classmethod
+    def _is_a_rule(cls, value: str) -> str:
+        consolidator_of(value)
         return value
 
     @field_validator("together", "passes")

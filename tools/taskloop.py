@@ -113,6 +113,8 @@ class TaskLoop:
             "peak_memory_mb": peak_memory_mb(self.spec.device),
             "method_state_mb": _megabytes(self.method.state_dict()),
         }
+        if self.trainer is not None and self.spec.consolidate != "oracle":
+            self.costs["consolidations"] = float(self.trainer.consolidations)
         told = {**self.costs, "machine": machine(self.spec.device)}
         write_json(self.files.costs, told)
 
@@ -148,12 +150,14 @@ class TaskLoop:
     def _learn(self, task: Task) -> None:
         self._begin(task)
         feed = self._feed(task)
-        data = SegmentData(feed)
+        data = SegmentData(feed, self.spec.device)
         self.began = time.monotonic()
         told = self.spec.consolidate == "oracle"
         trains = any(p.requires_grad for p in self.network.parameters())
         if trains or not told:  # untold, a frozen network's method learns from the steps
             self._train(task, feed)
+        elif self.spec.schedule == "stream":
+            self._watch(task, feed)
         if told:
             self.method.consolidate(data)
         data.close()
@@ -311,18 +315,25 @@ class TaskLoop:
         """Go on with a task that was begun; the frames of its stream that were predicted before."""
         made = trainer.steps_in(self.files.state)
         if made is None:
-            return self._prequential_before(trainer, 0)
+            return self._prequential_before(trainer.notes["task"], 0)
         if self.as_daemon:
             for come in filter(None, map(feed.come, range(made))):
                 self._arrive(trainer, *come)
         trainer.restore(self.files.state)
-        return self._prequential_before(trainer, trainer.step_count)
+        return self._prequential_before(trainer.notes["task"], trainer.step_count)
 
-    def _prequential_before(self, trainer: Trainer, step: int) -> list[PrequentialRow]:
+    def _watch(self, task: Task, feed: ClipFeed) -> None:
+        """Score a stream's part that a frozen network passes through as it is."""
+        rows = self._prequential_before(task.index, 0)
+        for step, batch in enumerate(feed(0, 0)):
+            if feed.is_new(step):
+                rows.extend(self.scorer.prequential(batch, task.index, step))
+        self._write_prequential(rows)
+
+    def _prequential_before(self, task: int | str, step: int) -> list[PrequentialRow]:
         path = self.files.path / "prequential.csv"
         rows: list[PrequentialRow] = read_csv(path, PrequentialRow) if path.exists() else []
-        task = int(trainer.notes["task"])
-        return [row for row in rows if (row.task, row.step) < (task, step)]
+        return [row for row in rows if (row.task, row.step) < (int(task), step)]
 
     def _write_prequential(self, rows: Sequence[PrequentialRow]) -> None:
         write_text(self.files.path / "prequential.csv", to_csv(rows, PrequentialRow))

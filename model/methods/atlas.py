@@ -39,7 +39,8 @@ class Atlas(BaseHeld):
     Attributes:
         c: strength (Eq. 9).
         xi: ξ.
-        gamma: γ, what remains of Ω at each consolidation: 1 for up to ten segments, 0.9 for fifty.
+        gamma: γ, what remains of Ω at each consolidation: 1 for up to ten segments, 0.9 for fifty;
+            below 0: 1, and 0.8 with ``growth="mean"``, where 1 would learn nothing after the first.
         cap: largest Ω, the anchors' taken together.
         anchors: how many of the latest θ* pull; 1 is the paper's.
         growth: ``sum``, or ``mean``: see above.
@@ -52,21 +53,26 @@ class Atlas(BaseHeld):
     strength: ClassVar[str] = "c"
 
     c: float = 0.3
-    gamma: float = 1.0
+    gamma: float = -1.0
     growth: str = "sum"
     everything: bool = False
     base_c: float = -1.0
 
     def __post_init__(self) -> None:
-        if self.c < 0 or self.xi <= 0 or not 0 <= self.gamma <= 1 or self.cap <= 0:
+        if self.c < 0 or self.xi <= 0 or self.gamma > 1 or self.cap <= 0:
             raise MethodError(
                 f"c {self.c}, xi {self.xi}, gamma {self.gamma}, cap {self.cap}: c must be at "
-                "least 0, xi and cap above 0, gamma from 0 to 1"
+                "least 0, xi and cap above 0, gamma at most 1"
             )
         if self.anchors < 1:
             raise MethodError(f"anchors is {self.anchors}; it must be at least 1")
         if self.growth not in ("sum", "mean"):
             raise MethodError(f"growth is {self.growth!r}; allowed are 'sum' and 'mean'")
+        if self.growth == "mean" and self.gamma == 1:
+            raise MethodError(
+                "growth is mean and gamma 1: importance would stay what the first consolidation "
+                "made it; set gamma below 1, or leave it out for 0.8"
+            )
 
     @property
     def scope(self) -> Scope:
@@ -86,7 +92,11 @@ class Atlas(BaseHeld):
     @property
     def kept(self) -> float:
         """γ, but nothing of the zeros before the first consolidation."""
-        return self.gamma if self.growth == "sum" or self.is_anchored else 0.0
+        if self.growth == "mean" and not self.is_anchored:
+            return 0.0
+        if self.gamma < 0:
+            return 1.0 if self.growth == "sum" else 0.8
+        return self.gamma
 
     def increment(self, gained: Tensor) -> Tensor:
         """What a consolidation adds to Ω."""

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ..anchoring import Anchored
 from ..importance import mean_gradients, normalised
 from ..losses import total_loss
 from ..method import Batch, MethodError
+from ..network import Output
 from ..teacher import answer
 
 
@@ -32,6 +35,8 @@ class EWC(Anchored):
         lam: λ.
         gamma: γ, what remains of F at each consolidation.
         examples: at most so many of a segment are asked.
+        truth: what the likelihood is of: ``given`` masks and classes (the empirical Fisher), or
+            ``sampled`` ones, drawn from what the network itself says (the Fisher, without labels).
     """
 
     strength: ClassVar[str] = "lam"
@@ -39,6 +44,7 @@ class EWC(Anchored):
     lam: float = 10.0
     gamma: float = 1.0
     examples: int = 500
+    truth: str = "given"
 
     def __post_init__(self) -> None:
         if self.lam < 0 or not 0 <= self.gamma <= 1 or self.examples < 1:
@@ -46,6 +52,8 @@ class EWC(Anchored):
                 f"lam {self.lam}, gamma {self.gamma}, examples {self.examples}: lam must be at "
                 "least 0, gamma from 0 to 1, examples at least 1"
             )
+        if self.truth not in ("given", "sampled"):
+            raise MethodError(f"truth is {self.truth!r}; allowed are 'given' and 'sampled'")
 
     @property
     def stiffness(self) -> float:
@@ -54,9 +62,12 @@ class EWC(Anchored):
 
     def consolidate(self, data: Iterable[Batch]) -> None:
         """`F ← γF + F_new`, `θ* ← θ`."""
+        draw = torch.Generator(next(self.network.parameters()).device).manual_seed(0)
 
-        def loss(one: Batch) -> torch.Tensor:
+        def loss(one: Batch) -> Tensor:
             out = answer(self.network, one)
+            if self.truth == "sampled":
+                return self._likelihood(out, draw)
             terms = total_loss(
                 out, one["masks"], one["valid"], one.get("labels"), class_weight=self.class_weight
             )
@@ -69,3 +80,17 @@ class EWC(Anchored):
             held = self.state.get(f"importance.{name}")
             self.state[f"importance.{name}"] = value if held is None else self.gamma * held + value
         self.anchor()
+
+    def _likelihood(self, out: Output, draw: torch.Generator) -> Tensor:
+        """Minus the log-likelihood of a mask and a class that are drawn from an answer.
+
+        Mean over pixels, as `taskloss` weighs them; Dice is no likelihood and has no part in it.
+        """
+        logits = out.mask_logits.float()
+        mask = torch.bernoulli(torch.sigmoid(logits.detach()), generator=draw)
+        total = F.binary_cross_entropy_with_logits(logits, mask)
+        if out.class_logits is None or not out.class_logits.shape[1]:
+            return total
+        scores = out.class_logits.float()
+        label = torch.multinomial(scores.detach().softmax(dim=1), 1, generator=draw)[:, 0]
+        return total + self.class_weight * F.cross_entropy(scores, label)

@@ -51,6 +51,7 @@ class FeCAM(FrozenAfterFirst):
         masks: see above.
         alpha1: α₁.
         alpha2: α₂.
+        shrinkages: how often Σ is shrunk.
         power: λ of Tukey's transform; 1: none.
     """
 
@@ -59,15 +60,17 @@ class FeCAM(FrozenAfterFirst):
     masks: str = "frozen_after_first"
     alpha1: float = 1.0
     alpha2: float = 0.0
+    shrinkages: int = 1
     power: float = 1.0
 
     def __post_init__(self) -> None:
         if self.masks not in ("frozen_after_first", "tokens"):
             raise MethodError(f"masks is {self.masks!r}; allowed: 'frozen_after_first', 'tokens'")
-        if self.alpha1 <= 0 or self.alpha2 < 0 or not 0 < self.power <= 1:
+        if self.alpha1 <= 0 or self.alpha2 < 0 or not 0 < self.power <= 1 or self.shrinkages < 1:
             raise MethodError(
-                f"alpha1 {self.alpha1}, alpha2 {self.alpha2}, power {self.power}: alpha1 must be "
-                "above 0, alpha2 at least 0, power above 0 and at most 1"
+                f"alpha1 {self.alpha1}, alpha2 {self.alpha2}, power {self.power}, shrinkages "
+                f"{self.shrinkages}: alpha1 must be above 0, alpha2 at least 0, power above 0 and "
+                "at most 1, shrinkages at least 1"
             )
 
     def learn(self, batch: Batch, out: Output) -> None:
@@ -125,11 +128,13 @@ class FeCAM(FrozenAfterFirst):
     def correlation(self, covariance: Tensor) -> Tensor:
         """A covariance (D, D) shrunk and divided by its standard deviations."""
         D = len(covariance)
-        unit, diagonal = torch.eye(D).to(covariance), covariance.diagonal()
-        rest = (covariance.sum() - diagonal.sum()) / (D * (D - 1))
-        # One example has no variance: the distance is then Euclid's.
-        variance = diagonal.mean().clamp(min=1e-12)
-        shrunk = covariance + self.alpha1 * variance * unit + self.alpha2 * rest * (1 - unit)
+        unit, shrunk = torch.eye(D).to(covariance), covariance
+        for _ in range(self.shrinkages):
+            diagonal = shrunk.diagonal()
+            rest = (shrunk.sum() - diagonal.sum()) / (D * (D - 1))
+            # One example has no variance: the distance is then Euclid's.
+            variance = diagonal.mean().clamp(min=1e-12)
+            shrunk = shrunk + self.alpha1 * variance * unit + self.alpha2 * rest * (1 - unit)
         deviation = shrunk.diagonal().sqrt()
         return shrunk / deviation.outer(deviation)
 

@@ -57,6 +57,7 @@ class PANDA(Method):
         clusters: that stand for classes where a batch has no label; 0: none do.
     """
 
+    counts_on_host: ClassVar[bool] = True
     strength: ClassVar[str] = "share"
 
     share: float = 0.5
@@ -74,9 +75,9 @@ class PANDA(Method):
         vars(self)["mixes_clips"] = self.sound == "mix"  # a sound that takes a place is no new one
 
     def begin(self, segment: Segment | None) -> None:
-        """Counts the segment anew."""
+        """Counts the segment anew where one is told; a stream goes on."""
         for name in ("here", "cluster.here"):
-            if name in self.state:
+            if segment is not None and name in self.state:
                 self.state[name] = torch.zeros_like(self.state[name])
 
     def transform(self, batch: Batch, rng: np.random.Generator) -> Batch:
