@@ -92,13 +92,25 @@ class PathIntegral(Anchored):
         """Lets Ω grow, moves the anchor, empties ω; the data is not looked at."""
         if not self.state["steps"]:
             return
+        factor = self.factor()
         for name, parameter in self.named.items():
-            path, anchor = self.state[f"path.{name}"], self.state[f"anchor.{name}"]
-            gained = path.clamp(min=0) / ((parameter - anchor).square() + self.xi)
-            self.remember(name, parameter.detach().clone(), gained)
-            self.state[f"path.{name}"] = torch.zeros_like(path)
+            self.remember(name, parameter.detach().clone(), factor * self.gained(name))
+            self.state[f"path.{name}"] = torch.zeros_like(parameter, requires_grad=False)
         self.state["consolidations"] = self.state["consolidations"] + 1
         self.state["steps"] = torch.zeros((), dtype=torch.int64)
+
+    def gained(self, name: str) -> Tensor:
+        """`ReLU(ω)/((θ − θ*)² + ξ)` of one parameter."""
+        away = self.named[name].detach() - self.state[f"anchor.{name}"]
+        return self.signless(self.state[f"path.{name}"]) / (away.square() + self.xi)
+
+    def signless(self, path: Tensor) -> Tensor:
+        """What counts of ω."""
+        return path.clamp(min=0)
+
+    def factor(self) -> float:
+        """Of all that a consolidation gains."""
+        return 1.0
 
     def remember(self, name: str, here: Tensor, gained: Tensor) -> None:
         """`Ω ← Ω + Ω_new`, `θ* ← θ`, for one parameter.

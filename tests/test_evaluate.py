@@ -19,6 +19,7 @@ from atlasd.model.method import MethodError
 from atlasd.model.methods import load as load_method
 from atlasd.model.methods import names as method_names
 from atlasd.model.pyramid import GridEncoder
+from atlasd.streams.avsbench import AVSBench
 from atlasd.streams.manifest import ProtocolError
 from atlasd.streams.toyworld import write_dataset
 from atlasd.tools import cli
@@ -498,6 +499,25 @@ def test_results_of_another_configuration_are_refused_at_once_for_all_runs(data,
     assert len(lines) == 2
     assert all("another configuration; it differs in epochs, lr: name" in line for line in lines)
     assert metrics.read_bytes() == before
+
+
+def test_names_beyond_ascii_are_names(data, tmp_path):
+    root = tmp_path / "Töne"
+    shutil.copytree(data, root)
+    reader = AVSBench(root, "s4")
+    names = [entry.name for split in ("train", "test") for entry in reader.clips(split)]
+    for name in names:
+        for path in sorted(root.rglob(f"*{name}*"), key=lambda path: -len(path.parts)):
+            path.rename(path.with_name(path.name.replace(name, f"{name}-naïve 音")))
+    (table,) = root.rglob("s4*.csv")
+    text = table.read_text()
+    for name in names:
+        text = text.replace(f"{name},", f"{name}-naïve 音,")
+    table.write_text(text)
+    spec = RunSpec(data=root, **(SMALL | {"tasks": 1}))
+    assert evaluate([spec], options(tmp_path), told()[0])
+    scored = (tmp_path / "runs" / spec.folder / "frames" / "000.csv").read_text()
+    assert scored.count("-naïve 音,") == len(scored.splitlines()) - 1
 
 
 def test_another_data_set_at_the_same_place_is_refused(data, tmp_path):

@@ -98,6 +98,34 @@ def test_importance_is_a_float64_loops(name):
     np.testing.assert_allclose(found, omega_big, rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"unit": "steps"}, lambda path, away: np.maximum(path, 0) / away * 100 / 40),
+        ({"sign": "absolute"}, lambda path, away: np.abs(path) / away),
+        (
+            {"unit": "largest"},
+            lambda path, away: (np.maximum(path, 0) / away) / (np.maximum(path, 0) / away).max(),
+        ),
+    ],
+)
+def test_what_the_paper_leaves_open_may_be_otherwise(options, wanted):
+    """By a float64 loop; weight decay moves the third parameter uphill, so its ω is negative."""
+    bowl = Bowl(START, STIFFNESS, MINIMUM)
+    method = prepared("atlas", bowl, c=0.0, xi=1e-2, **options)
+    descend(bowl, method, torch.optim.SGD(bowl.parameters(), lr=0.02, weight_decay=1.0), 40)
+    method.consolidate([])
+    theta, path = np.array(START), np.zeros(3)
+    for _ in range(40):
+        g = np.array(STIFFNESS) * (theta - np.array(MINIMUM))
+        step = -0.02 * (g + theta)
+        theta, path = theta + step, path - g * step
+    assert path[2] < 0 < path[0]
+    expected = wanted(path, (theta - np.array(START)) ** 2 + 1e-2)
+    found = method.state["importance.decoder.theta"].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_lra_is_capped_and_fades():
     bowl = Bowl(START, [1e4, 1e4, 1e4], MINIMUM)
     method = prepared("atlas", bowl, c=0.0, cap=5.0, gamma=0.5)

@@ -4,9 +4,10 @@
 `L = L_task + (c/2)·Σ Ω·(θ − θ*)²` over the LoRA matrices and the decoder, c = 0.3, Ω from gradients
 times updates along training.
 
-The paper leaves open how Ω is normalised, what becomes of signs, how segments add up. Here, after
-SI (see `pathintegral`): `Ω ← γΩ + ReLU(ω)/((θ − θ*)² + ξ)`, capped. With ``growth="mean"``, for
-streams without boundaries, Ω is a moving average of step-normalised increments,
+The paper leaves open how Ω is normalised, what becomes of signs, how segments add up (``unit``,
+``sign``, ``growth``). By default, after SI (see `pathintegral`):
+`Ω ← γΩ + ReLU(ω)/((θ − θ*)² + ξ)`, capped. With ``growth="mean"``, for streams without boundaries,
+Ω is a moving average of step-normalised increments,
 `Ω ← γΩ + (1 − γ)·100/n·ReLU(ω)/((θ − θ*)² + ξ)`, so that it depends neither on the period nor on
 how many there were. ``anchors`` over 1, for such streams too, is ours (see `anchorring`): earlier
 points keep pulling for a while, each with its own increment, as `(c/2)·Σ_j Ω_j·(θ − θ*_j)²`.
@@ -44,6 +45,10 @@ class Atlas(BaseHeld):
         cap: largest Ω, the anchors' taken together.
         anchors: how many of the latest θ* pull; 1 is the paper's.
         growth: ``sum``, or ``mean``: see above.
+        unit: of what a consolidation gains: as it is (``none``), for 100 steps (``steps``), or
+            divided by its largest value (``largest``); empty: ``none``, and ``steps`` where growth
+            is ``mean``.
+        sign: of ω what is above zero (``positive``), or all without its sign (``absolute``).
         everything: anchor all that trains, not LoRA and decoder alone.
         base_c: strength of the base's pull where one is held; below 0: c. Its Ω is at most 1 and
             mostly far smaller: for what ships 100 to 1,000 (docs/log.md).
@@ -55,6 +60,8 @@ class Atlas(BaseHeld):
     c: float = 0.3
     gamma: float = -1.0
     growth: str = "sum"
+    unit: str = ""
+    sign: str = "positive"
     everything: bool = False
     base_c: float = -1.0
 
@@ -68,6 +75,10 @@ class Atlas(BaseHeld):
             raise MethodError(f"anchors is {self.anchors}; it must be at least 1")
         if self.growth not in ("sum", "mean"):
             raise MethodError(f"growth is {self.growth!r}; allowed are 'sum' and 'mean'")
+        if self.unit not in ("", "none", "steps", "largest"):
+            raise MethodError(f"unit is {self.unit!r}; allowed are 'none', 'steps' and 'largest'")
+        if self.sign not in ("positive", "absolute"):
+            raise MethodError(f"sign is {self.sign!r}; allowed are 'positive' and 'absolute'")
         if self.growth == "mean" and self.gamma == 1:
             raise MethodError(
                 "growth is mean and gamma 1: importance would stay what the first consolidation "
@@ -100,6 +111,19 @@ class Atlas(BaseHeld):
 
     def increment(self, gained: Tensor) -> Tensor:
         """What a consolidation adds to Ω."""
-        if self.growth == "sum":
-            return gained
-        return (1 - self.kept) * (gained * (100.0 / float(self.state["steps"])))
+        return gained if self.growth == "sum" else (1 - self.kept) * gained
+
+    def signless(self, path: Tensor) -> Tensor:
+        """What counts of ω."""
+        return path.abs() if self.sign == "absolute" else super().signless(path)
+
+    def factor(self) -> float:
+        """Of all that a consolidation gains."""
+        match self.unit or ("none" if self.growth == "sum" else "steps"):
+            case "steps":
+                return 100.0 / float(self.state["steps"])
+            case "largest":
+                largest = max(float(self.gained(name).max()) for name in self.named)
+                return 1 / largest if largest > 0 else 1.0
+            case _:
+                return 1.0
