@@ -13,6 +13,7 @@ from torch import Tensor
 from ..model.losses import NO_LABEL
 from ..model.method import Batch
 from ..model.network import Network
+from ..model.training import Part, undivided
 from ..streams.clips import AudioWindow, LabeledClip
 from ..streams.fitting import fit_mask, fit_picture
 
@@ -22,6 +23,7 @@ def batches_of(
     network: Network,
     frames: int,
     on_clip: Callable[[], None] = lambda: None,
+    part: Part = undivided,
 ) -> list[Batch]:
     """The frames of clips in their order, so many in a batch; the last may be smaller.
 
@@ -31,13 +33,14 @@ def batches_of(
             clip by clip.
         frames: most frames of a batch.
         on_clip: called after each clip.
+        part: entered while a clip's sounds are encoded, as ``encode``.
 
     Returns:
         Batches as `tools.clipfeed` gives them: images, masks, valid, labels, tokens, embedding.
     """
     parts: list[Batch] = []
     for clip in clips:
-        parts.append(_batch_of(clip, network))
+        parts.append(_batch_of(clip, network, part))
         on_clip()
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     whole["labels"] = labels_of(clips, network)
@@ -60,7 +63,7 @@ def labels_of(clips: Sequence[LabeledClip], network: Network) -> Tensor:
     )
 
 
-def _batch_of(clip: LabeledClip, network: Network) -> Batch:
+def _batch_of(clip: LabeledClip, network: Network, part: Part) -> Batch:
     preset = network.preset
     samples = clip.clip.samples
     images = np.stack([fit_picture(s.frame.image, preset.image_px) for s in samples])
@@ -68,7 +71,7 @@ def _batch_of(clip: LabeledClip, network: Network) -> Batch:
     length = round(preset.window_s * preset.sample_rate_hz)
     waves = np.stack([_wave(s.window, preset.sample_rate_hz, length) for s in samples])
     device = next(network.parameters()).device
-    with torch.no_grad():
+    with part("encode"), torch.no_grad():
         heard = network.encode_audio(network.log_mel(torch.from_numpy(waves).to(device)))
     return {
         "images": torch.from_numpy(images),

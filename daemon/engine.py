@@ -29,6 +29,8 @@ from .stopwatch import Stopwatch
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
+_BFLOAT16_SINCE = 8
+"""The major compute capability (Ampere) from which on a GPU has it and does not imitate it."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _WARM_PASSES = 3
 _TIMED_PASSES = 7
@@ -447,11 +449,12 @@ def resolved_device(name: str) -> torch.device:
 
 
 def _autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """The autocast type, or None for fp32 throughout."""
+    """The autocast type, or None for fp32 (on CUDA with torch's TF32 in convolutions)."""
     if precision == "auto":
         if device.type == "cpu":
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= _BFLOAT16_SINCE else torch.float16
     if precision == "fp16" and device.type == "cpu":
         raise EngineError("precision fp16 needs a CUDA device; use auto, fp32 or bf16 on a CPU")
     return _DTYPES.get(precision)

@@ -180,7 +180,7 @@ class OnlineLearner:
 
     def batches(self, clips: Sequence[LabeledClip]) -> list[Batch]:
         """Clips as this network takes them; see `clipbatch.batches_of`."""
-        return batches_of(clips, self.network, self.settings.frames, self._beat)
+        return batches_of(clips, self.network, self.settings.frames, self._beat, self._part)
 
     def as_it_is(self) -> Teacher:
         """The network at this moment, to be asked later; only what trains is copied."""

@@ -19,6 +19,7 @@ class Stopwatch:
     def __init__(
         self, device: torch.device, clock: Callable[[], float], begin: float | None
     ) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
         self._clock = clock
         now = clock()
@@ -31,7 +32,7 @@ class Stopwatch:
         """End a lap and begin the next."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
             self._events.append(event)
         else:
             self._marks.append(self._clock())

@@ -166,13 +166,12 @@ class Method:
 
         What was read from a file is put where the network is, but for counters without dimensions.
         """
-        there = next(self.network.parameters()).device
-        self.state = {
-            name: value.clone()
-            if self.counts_on_host or not value.ndim
-            else value.to(there, copy=True)
-            for name, value in state.items()
-        }
+        self.state = {name: self._placed(value) for name, value in state.items()}
+
+    def _placed(self, value: Tensor) -> Tensor:
+        if self.counts_on_host or not value.ndim:
+            return value.clone()
+        return value.to(next(self.network.parameters()).device, copy=True)
 
 
 def within(out: Output, segment: Segment | None) -> Output:

@@ -395,7 +395,8 @@ class Trainer:
         for key, value in _under("optimizer.", tensors).items():
             slot, name = key.split(".", 1)
             state = self._optimizer.state[self._params[name]]
-            state[slot] = value if slot == "step" else value.to(self._device)
+            there = value.device if slot == "step" else self._device
+            state[slot] = value.to(there, copy=True)  # what was given may be loaded once more
         self.method.load_state_dict(_under("method.", tensors))
         self.consolidator.load_state_dict(_under("consolidator.", tensors))
         torch.set_rng_state(tensors["rng.cpu"])

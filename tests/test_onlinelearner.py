@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from atlasd.daemon.onlinelearner import LearnSettings, OnlineLearner
@@ -9,7 +11,7 @@ from atlasd.model.checkpoints import read_tensors
 from atlasd.model.method import MethodError
 from atlasd.streams.avsbench import AVSBench
 from atlasd.streams.manifest import Manifest
-from atlasd.streams.toyworld import write_dataset
+from atlasd.streams.toyworld import make_clip, write_dataset
 from atlasd.tools.replay import make_network, replay
 from atlasd.tools.runspec import RunSpec
 from served import tiny_network
@@ -84,14 +86,32 @@ def test_the_learner_ends_where_the_evaluators_stream_does(
 
 
 def test_a_state_is_a_copy_and_brings_everything_back():
+    """What goes on from it moves weights and moments, and nothing of it."""
+    clips = [make_clip(0, size_px=64, kind="plain").labeled_clip()]
     learner = OnlineLearner(tiny_network(), LearnSettings())
+    learner.learn(clips, learner.batches(clips), seed=0)
     state = learner.state()
     before = {name: tensor.clone() for name, tensor in state.tensors.items()}
     again = OnlineLearner(tiny_network(), LearnSettings(), state)
-    with torch.no_grad():
-        for parameter in again.network.trainable_parameters():
-            parameter.add_(1.0)
+    again.learn(clips, again.batches(clips), seed=1)
     assert all(torch.equal(before[name], state.tensors[name]) for name in before)
+    after = again.state().tensors
+    assert not all(torch.equal(before[n], after[n]) for n in before if "exp_avg" in n)
+
+
+def test_sounds_are_encoded_as_a_part():
+    entered: list[str] = []
+
+    @contextmanager
+    def part(name):
+        entered.append(name)
+        yield
+
+    clips = [make_clip(k, size_px=64, kind="plain").labeled_clip() for k in range(2)]
+    learner = OnlineLearner(tiny_network(), LearnSettings(), part=part)
+    entered.clear()
+    learner.batches(clips)
+    assert entered == ["encode", "encode"]
 
 
 def test_a_method_that_mixes_sounds_is_refused_before_it_learns():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from itertools import pairwise
 
@@ -127,6 +128,23 @@ def test_a_state_is_left_behind_when_time_has_passed_however_short_the_epochs_ar
     asked = 7 * (30 * STEPS + 30)
     assert asked / 80 < len(saves) <= asked / 60
     assert all(8 <= later - earlier <= 10 for earlier, later in pairwise(saves))
+
+
+def test_a_state_in_memory_can_be_gone_back_to_more_than_once():
+    """As the live learner does where one batch after the other is refused."""
+    run = trainer()
+    for batch in itertools.islice(feed(0, 0), 2):
+        run.step(batch)
+    tensors, manifest = run.state()
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    ends = []
+    for _ in range(2):
+        again = trainer()
+        again.load_state(tensors, manifest, "memory")
+        for batch in itertools.islice(feed(0, 2), 2):
+            again.step(batch)
+        ends.append(weights(again))
+    assert equal(*ends)
 
 
 def test_a_finished_run_that_is_restored_does_nothing_more(tmp_path):

@@ -44,6 +44,7 @@ def domain_faults(specs: Sequence[RunSpec], options: Options, console: Console) 
             yield from _group_faults(own, options, console)
         except WeightsError as error:
             yield f"{_title(own)}: {error}"
+    torch.cuda.empty_cache()  # the runs need the room
 
 
 def _is_open(spec: RunSpec, options: Options) -> bool:
@@ -114,7 +115,6 @@ def _threads(count: int) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-        torch.cuda.empty_cache()  # the runs need the room
 
 
 def _title(specs: Sequence[RunSpec]) -> str:

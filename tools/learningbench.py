@@ -238,7 +238,7 @@ def _timed(work: Callable[[], object], device: str) -> float:
     began = time.perf_counter()
     work()
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter() - began
 
 

@@ -167,7 +167,7 @@ def _measured(
     turns = Turns(phases)
     ratio, stall_ms = turns.ratio(), max(stalls_ms, default=0.0)
     return LiveReport(
-        machine=machine(),
+        machine=machine(config.learner.device),
         preset=config.model.preset,
         device=config.learner.device,
         fps=fps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import resource
@@ -39,9 +40,11 @@ def processor(cpuinfo: Path) -> str:
 
 def forget_peak_memory(device: str = "cpu") -> None:
     """Let `peak_memory_mb` begin anew, where the system can: on Linux, and on GPUs."""
+    gc.collect()  # networks that refer to themselves would count
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     if device.startswith("cuda"):
+        torch.cuda.init()  # it counts nothing before, and says so by failing for cuda:N
         torch.cuda.reset_peak_memory_stats(device)
 
 

@@ -146,6 +146,7 @@ class DGR(Method):
         if own:
             self._teacher = Teacher(self.network)
             self._teacher.load_state_dict(own)
+            self.state |= {f"teacher.{n}": v for n, v in self._teacher.state_dict().items()}
 
 
 def log_shares(counts: Tensor) -> Tensor:
