@@ -21,7 +21,7 @@ smoke: .venv/installed
 		$(BIN)/atlasd report out/smoke --out out/smoke-report; \
 	else echo "smoke: skipped, Open-AVS cannot be composed here"; fi
 
-# The tables and figures of docs/results.md from nothing, in some three hours of two cores. Cut short, it goes on.
+# The tables and figures of docs/results.md from nothing, in some two hours of two cores. Cut short, it goes on.
 DATA ?= data/open-avs
 WORKERS ?= 2
 results: .venv/installed
