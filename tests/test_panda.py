@@ -65,11 +65,13 @@ def test_counts_run_on_and_are_blended():
     method = prepared(share=1.0, beta=0.5)
     method.transform(batch_of([0, 0, 0, 1]), np.random.default_rng(0))
     assert method.state["all"].tolist() == method.state["here"].tolist() == [3.0, 1.0]
-    method.begin(None)
+    method.begin(PARTS[1])
     made = method.transform(batch_of([1, 1, 1, 0]), np.random.default_rng(0))
     assert method.state["all"].tolist() == [4.0, 4.0]
     assert method.state["here"].tolist() == [1.0, 3.0]
     assert made["labels"].tolist() == [0, 0, 0, 0], "0: 2.5, 1: 3.5"
+    method.begin(None)  # nobody tells of a segment: the count goes on
+    assert method.state["here"].tolist() == [1.0, 3.0]
 
 
 def test_as_many_of_each_class_are_left_alone():
@@ -181,7 +183,7 @@ def test_counts_of_clusters_run_on_and_are_blended():
     method = prepared(share=1.0, clusters=2)
     a, b = [1.0, 0.0], [0.0, 1.0]
     method.transform(heard([a, a, a, b]), np.random.default_rng(0))
-    method.begin(None)
+    method.begin(PARTS[1])
     made = method.transform(heard([b, b, b, a]), np.random.default_rng(0))
     assert method.state["cluster.all"].tolist() == [4.0, 4.0]
     assert method.state["cluster.here"].tolist() == [1.0, 3.0]
