@@ -400,4 +400,4 @@ def test_memory_is_flat_over_ten_thousand_frames():
                 used.append(resident_mb())
     settled = used[4:]
     assert len(used) == 20
-    assert max(settled) - min(settled) < 20.0
+    assert max(settled) - settled[0] < 20.0  # what other tests left may go meanwhile

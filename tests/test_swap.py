@@ -178,4 +178,4 @@ def test_memory_is_flat_over_five_thousand_frames_and_a_hundred_swaps():
         engine.infer([sample])
     settled = np.array(resident[20:])
     slope = np.polyfit(np.arange(len(settled)), settled, 1)[0]
-    assert abs(slope) * len(settled) < 20.0, settled
+    assert slope * len(settled) < 20.0, settled  # what other tests left may go meanwhile
