@@ -48,7 +48,7 @@ def test_several_writers_keep_to_the_bound_together(tmp_path):
     array = {"x": np.zeros(5_000, np.uint8)}
     writers = [DiskCache(tmp_path, 600_000) for _ in range(4)]
     most = 0
-    for n in range(200):
+    for n in range(60):
         for k, writer in enumerate(writers):
             writer.get(f"{k} {n}", lambda: array)
         most = max(most, sum(file.stat().st_size for file in tmp_path.rglob("*.npz")))

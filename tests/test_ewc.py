@@ -69,14 +69,15 @@ def one_picture(network, times):
     return {name: value[:1].expand(times, *value.shape[1:]) for name, value in batch.items()}
 
 
+@pytest.mark.slow
 def test_the_sampled_fisher_is_bernoullis_and_categoricals():
     """Of a bias of all N pixels `mean(σ(1 − σ))/N`, of class biases `λ²·p(1 − p)`."""
     network = build("tiny", trained=False, categories=("dog", "cow", "car"))
     with torch.no_grad():
         network.head.linear.bias.copy_(torch.tensor([1.5, 0.0, -1.0]))
         network.decoder.mask.bias.zero_()
-    batch = one_picture(network, 600)
-    method = load("ewc", {"examples": 600, "truth": "sampled"})
+    batch = one_picture(network, 400)
+    method = load("ewc", {"examples": 400, "truth": "sampled"})
     method.prepare(network)
     method.begin(None)
     method.consolidate([batch])

@@ -282,8 +282,8 @@ def test_what_was_read_from_a_file_is_put_where_the_network_is(name, make):
     """On a device without numbers, which all networks can be on; PANDA counts on the CPU."""
     run = Run(make(name))
     run.begin(PARTS[0])
-    run.learn(PARTS[0])
-    run.consolidate(PARTS[0])
+    run.learn(PARTS[0], last=1)
+    run.consolidate(PARTS[0], 1)
     there = make(name)
     network = network_for(there).to("meta")
     network.grow(ALL)  # a teacher's head is then another
@@ -298,7 +298,7 @@ def test_what_was_read_from_a_file_is_put_where_the_network_is(name, make):
 def test_told_of_no_boundary_again_nothing_is_counted_anew(name, make):
     run = Run(make(name))
     run.begin(PARTS[0], told=False)
-    run.learn(PARTS[0])
+    run.learn(PARTS[0], last=1)
     before = {key: value.clone() for key, value in run.method.state_dict().items()}
     run.method.begin(None)
     assert same(before, run.method.state_dict())
