@@ -328,6 +328,7 @@ def test_after_the_first_task_only_lora_moves_in_an_adapted_decoder(adapted):
         *((m, stop) for m in ("atlas", "ewc", "lwf") for stop in (9, 14)),
     ],
 )
+@pytest.mark.slow
 def test_an_adapted_run_that_is_cut_short_ends_as_one_that_is_not(
     method, stop, data, cache, adapted, tmp_path
 ):
@@ -363,6 +364,7 @@ def test_a_decoder_that_cannot_be_adapted_is_refused(changes, why, data):
         ("panda", {"options": {"clusters": 3, "share": 1.0, "sound": "mix"}}),
     ],
 )
+@pytest.mark.slow
 def test_a_stream_without_boundaries_resumes_with_its_optimizer(method, how, data, cache, tmp_path):
     """RanPAC freezes the network in the first task and learns from all the others' steps."""
     told = spec(
@@ -493,6 +495,7 @@ def test_steps_in_bfloat16_learn_nearly_the_same_and_resume_to_the_byte(
     ],
     ids=lambda changes: " ".join(map(str, changes.values())),
 )
+@pytest.mark.slow
 def test_every_kind_of_run_comes_to_an_end(changes, data, cache, tmp_path):
     told = spec(data, **changes)
     result = replay(told, tmp_path / "run", cache=cache)
