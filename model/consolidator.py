@@ -15,6 +15,7 @@ from torch import Tensor
 
 Rule = Literal["oracle", "every", "plateau"]
 _MOST_OF_LEAST = 8
+"""As many steps make a consolidation due, in units of the least: 200 of 25."""
 
 
 class Consolidator:

@@ -31,6 +31,18 @@ def store(data, network, folder):
     return ClipStore(data, "s4", network, DiskCache(folder, 1 << 30), seed=0)
 
 
+class Watched(DiskCache):
+    """Notes the keys that are asked for."""
+
+    def __init__(self, folder, asked):
+        super().__init__(folder, 1 << 30)
+        self._asked = asked
+
+    def get(self, key, make):
+        self._asked.append(key)
+        return super().get(key, make)
+
+
 def test_a_mask_that_was_painted_over_is_read_anew(data, network, tmp_path):
     entry = AVSBench(data, "s4").clips("test")[0]
     clip, path = f"s4/test/{entry.name}", entry.folder.mask(entry.row, 3)
@@ -55,32 +67,20 @@ def test_a_file_of_the_same_size_with_another_time_is_another(data, network, tmp
 def test_a_data_set_of_another_id_shares_nothing(data, network, tmp_path):
     """Rebuilt with an equal table, and with files that happen to look alike."""
     made: list[str] = []
-
-    class Counting(DiskCache):
-        def get(self, key, make):
-            made.append(key)
-            return super().get(key, make)
-
     clip = f"s4/test/{AVSBench(data, 's4').clips('test')[0].name}"
     for known in ("a", "a", "b"):
         (data / "dataset.json").write_text(json.dumps({"id": known}))
-        ClipStore(data, "s4", network, Counting(tmp_path, 1 << 30), seed=0).truth(clip, 64)
+        ClipStore(data, "s4", network, Watched(tmp_path, made), seed=0).truth(clip, 64)
     assert made[0] == made[1] != made[2]
 
 
 def test_features_of_other_devices_and_threads_are_others(data, network, tmp_path):
     """Their last bits differ, and equal runs must give equal bytes."""
     made: list[str] = []
-
-    class Counting(DiskCache):
-        def get(self, key, make):
-            made.append(key)
-            return super().get(key, make)
-
     clip = f"s4/test/{AVSBench(data, 's4').clips('test')[0].name}"
     for threads in (1, 1, 2):
         torch.set_num_threads(threads)
-        ClipStore(data, "s4", network, Counting(tmp_path, 1 << 30), seed=0).features(clip)
+        ClipStore(data, "s4", network, Watched(tmp_path, made), seed=0).features(clip)
     keys = [key for key in made if key.startswith("features")]
     assert keys[0] == keys[1] != keys[2]
 

@@ -24,9 +24,13 @@ class DiskCache:
     """
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
-        """Args: ``most_bytes`` that all files together may take; 0 keeps nothing.
+        """Opens a folder, which need not be there.
 
-        Each process looks what the others wrote once it has itself written a fiftieth of that.
+        Each process looks what the others wrote once it has itself written a fiftieth of the bound.
+
+        Args:
+            folder: of the files.
+            most_bytes: that all together may take; 0 keeps nothing.
         """
         self._folder = folder
         self._most = most_bytes

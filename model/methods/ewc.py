@@ -3,10 +3,10 @@
 Kirkpatrick et al. (arXiv 1612.00796), Eq. 3: `L = L_task + (λ/2)·Σ F·(θ − θ*)²`; Schwarz et al.
 (arXiv 1805.06370), §3.2, for one anchor and `F ← γF + F_new`.
 
-F is the empirical Fisher: squares of the gradients of the task's loss, *example by example* (a
-batch's mean gradient squared is too small by about the batch's size). Masks make it tiny, as each
-loss is a mean over pixels, so F_new is divided by its largest value and λ is of order 1 to 100:
-ours; the papers leave F as it is.
+F is by default the empirical Fisher: squares of the gradients of the task's loss, *example by
+example* (a batch's mean gradient squared is too small by about the batch's size). Masks make it
+tiny, as each loss is a mean over pixels, so F_new is divided by its largest value and λ is of order
+1 to 100: ours; the papers leave F as it is.
 """
 
 from __future__ import annotations
